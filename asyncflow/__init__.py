@@ -1,0 +1,110 @@
+"""asyncflow: asyncio-native orchestration. Plain functions become durable flows and tasks.
+
+Importing this does nothing; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from asyncflow._version import __version__
+
+if TYPE_CHECKING:
+    from asyncflow import runtime as runtime
+    from asyncflow.holds import concurrency as concurrency
+    from asyncflow.holds import rate_limit as rate_limit
+    from asyncflow.engine import Engine as Engine
+    from asyncflow.engine import FlowRun as FlowRun
+    from asyncflow.errors import AsyncflowError as AsyncflowError
+    from asyncflow.errors import ConcurrencyDeadlock as ConcurrencyDeadlock
+    from asyncflow.errors import DependencyCycle as DependencyCycle
+    from asyncflow.errors import FlowTimeout as FlowTimeout
+    from asyncflow.errors import InvalidDefinition as InvalidDefinition
+    from asyncflow.errors import InvalidOption as InvalidOption
+    from asyncflow.errors import InvalidParameters as InvalidParameters
+    from asyncflow.errors import MappingLengthMismatch as MappingLengthMismatch
+    from asyncflow.errors import NotSerializable as NotSerializable
+    from asyncflow.errors import QueueTimeout as QueueTimeout
+    from asyncflow.errors import RecordedFailure as RecordedFailure
+    from asyncflow.errors import ResultNotStored as ResultNotStored
+    from asyncflow.errors import RetryAfter as RetryAfter
+    from asyncflow.errors import RunCancelled as RunCancelled
+    from asyncflow.errors import RunCrashed as RunCrashed
+    from asyncflow.errors import RunInterrupted as RunInterrupted
+    from asyncflow.errors import RunNotResumable as RunNotResumable
+    from asyncflow.errors import StoreError as StoreError
+    from asyncflow.errors import TaskCancelled as TaskCancelled
+    from asyncflow.errors import TaskTimeout as TaskTimeout
+    from asyncflow.errors import UnknownFlow as UnknownFlow
+    from asyncflow.errors import UnknownRun as UnknownRun
+    from asyncflow.errors import UpstreamFailed as UpstreamFailed
+    from asyncflow.flows import Flow as Flow
+    from asyncflow.flows import flow as flow
+    from asyncflow.future import TaskFuture as TaskFuture
+    from asyncflow.future import TaskFutureList as TaskFutureList
+    from asyncflow.future import as_completed as as_completed
+    from asyncflow.future import resolve as resolve
+    from asyncflow.future import wait as wait
+    from asyncflow.logs import get_run_logger as get_run_logger
+    from asyncflow.resources import resource as resource
+    from asyncflow.retry import exponential_backoff as exponential_backoff
+    from asyncflow.runtime import tags as tags
+    from asyncflow.states import Cancelled as Cancelled
+    from asyncflow.states import Completed as Completed
+    from asyncflow.states import Failed as Failed
+    from asyncflow.states import State as State
+    from asyncflow.states import StateType as StateType
+    from asyncflow.store.memory import MemoryStore as MemoryStore
+    from asyncflow.store.sqlite import SqliteStore as SqliteStore
+    from asyncflow.tasks import Task as Task
+    from asyncflow.tasks import allow_failure as allow_failure
+    from asyncflow.tasks import task as task
+    from asyncflow.tasks import unmapped as unmapped
+    from asyncflow.views import TaskRun as TaskRun
+
+#: Where each name lives.
+_HOMES = {
+    "asyncflow.holds": ("concurrency", "rate_limit"),
+    "asyncflow.engine": ("Engine", "FlowRun"),
+    "asyncflow.errors": (
+        "AsyncflowError", "ConcurrencyDeadlock", "DependencyCycle", "FlowTimeout",
+        "InvalidDefinition", "InvalidOption", "InvalidParameters", "MappingLengthMismatch",
+        "NotSerializable", "QueueTimeout", "RecordedFailure", "ResultNotStored", "RetryAfter",
+        "RunCancelled", "RunCrashed", "RunInterrupted", "RunNotResumable", "StoreError",
+        "TaskCancelled", "TaskTimeout", "UnknownFlow", "UnknownRun", "UpstreamFailed",
+    ),
+    "asyncflow.flows": ("Flow", "flow"),
+    "asyncflow.future": ("TaskFuture", "TaskFutureList", "as_completed", "resolve", "wait"),
+    "asyncflow.logs": ("get_run_logger",),
+    "asyncflow.resources": ("resource",),
+    "asyncflow.retry": ("exponential_backoff",),
+    "asyncflow.runtime": ("tags",),
+    "asyncflow.states": ("Cancelled", "Completed", "Failed", "State", "StateType"),
+    "asyncflow.store.memory": ("MemoryStore",),
+    "asyncflow.store.sqlite": ("SqliteStore",),
+    "asyncflow.tasks": ("Task", "allow_failure", "task", "unmapped"),
+    "asyncflow.views": ("TaskRun",),
+}  # fmt: skip
+
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*sorted(_HOME_OF), "__version__", "runtime"]  # noqa: PLE0604 - all are names
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "runtime":
+        return importlib.import_module("asyncflow.runtime")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'asyncflow' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    # Written over whatever the import put there: submodules `task`, `flow`, `resource` and
+    # `concurrency` have the names of what they hold.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

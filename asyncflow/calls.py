@@ -1,0 +1,335 @@
+"""Makes calls: their identity, what they depend on, and what the store knows of them.
+
+The identity of a call is fixed when it is made, and does not depend on the order in which
+calls are made, started or finished: its parent, its task, its explicit ``key=`` or the canonical
+form of its inputs, and the how-manieth it is among equal calls. Equal calls are
+interchangeable, so their order does not matter either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from asyncflow import failures, nested, rows
+from asyncflow.canonical import inputs_fingerprint
+from asyncflow.context import TAGS
+from asyncflow.errors import NotSerializable
+from asyncflow.run import MISSING, Batch, Call, Run
+from asyncflow.states import StateType
+from asyncflow.store.base import ResultKind, RunRow, TaskRow
+
+if TYPE_CHECKING:
+    from asyncflow.machine import Machine
+
+S = StateType
+
+#: Flags in the ninth byte of an identity.
+_PLAIN, _OPAQUE, _REPEATED = 0, 1, 2
+
+_FINAL_BUT_AGAIN = frozenset({S.CANCELLED, S.CRASHED})
+
+
+class History:
+    """What the store knew of the calls of a run when it was resumed, by identity.
+
+    Args:
+        tasks: all task runs of the run.
+        children: its child runs, which are the calls of flows.
+        again: seqs of calls whose failure ended the run, and which run again now.
+        fresh: whether failures begin a new budget of attempts.
+    """
+
+    def __init__(
+        self, tasks: list[TaskRow], children: list[RunRow], again: frozenset[int], fresh: bool
+    ) -> None:
+        self.again = again
+        self.fresh = fresh
+        self.tasks = {row.identity: row for row in tasks}
+        self.children = {row.parent_identity: row for row in children if row.parent_identity}
+        self._drop_ambiguous()
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks or self.children)
+
+    def _drop_ambiguous(self) -> None:
+        """Calls that differ only in objects that have no canonical form cannot be told apart."""
+        for identity in [i for i in self.tasks if i[8] == _OPAQUE | _REPEATED]:
+            base = identity[:8] + bytes([_OPAQUE]) + identity[9:-4]
+            self.tasks.pop(base, None)
+            self.tasks.pop(identity, None)
+
+    def take(self, identity: bytes) -> TaskRow | None:
+        return self.tasks.pop(identity, None)
+
+    def take_child(self, identity: bytes) -> RunRow | None:
+        return self.children.pop(identity, None)
+
+
+class Calls:
+    """Makes the calls of one engine."""
+
+    def __init__(
+        self, machine: Machine, time: Callable[[], float], mono: Callable[[], float], load: Any
+    ) -> None:
+        self.machine = machine
+        self.time = time
+        self.mono = mono
+        self.load_file = load
+        #: Without it nothing is ever looked up again, and a number is identity enough.
+        self.resumable = machine.recording
+        self.engine_limit: Any = None
+        self.threads_limit: Any = None
+        self.processes_limit: Any = None
+        self.named: Callable[[str], Any] = lambda _: None
+        self._needs: dict[tuple[int, Any, frozenset[str]], Any] = {}
+
+    # --- identity -----------------------------------------------------------------------------
+
+    def identity(
+        self, run: Run, spec: Any, parent: Call | None, args: Any, kwargs: Any, key: Any
+    ) -> bytes:
+        """The identity of the next call of *spec* with these inputs."""
+        if parent is None:
+            prefix = run.prefixes.get(spec)
+            if prefix is None:
+                prefix = run.prefixes[spec] = _digest(spec.key.encode())
+        else:
+            prefix = _digest(parent.identity + spec.key.encode())
+        flag = b"\x00"
+        if key is not None:
+            inputs = b"k" + inputs_fingerprint((key,), {})
+        else:
+            try:
+                inputs = inputs_fingerprint(args, kwargs, _token)
+            except NotSerializable:
+                inputs = _by_type(args, kwargs)
+                flag = b"\x01"
+        identity = prefix + flag + inputs
+        mark = hash(identity)
+        if mark not in run.seen_hashes:
+            run.seen_hashes.add(mark)
+            return identity
+        n = run.repeats[mark] = run.repeats.get(mark, 0) + 1
+        return prefix + bytes([flag[0] | _REPEATED]) + inputs + n.to_bytes(4, "big")
+
+    # --- one call -----------------------------------------------------------------------------
+
+    def make(
+        self,
+        run: Run,
+        spec: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        parent: Call | None,
+        *,
+        key: Any = None,
+        wait_for: Any = None,
+        priority: float | None = None,
+    ) -> tuple[Call, list[Call]]:
+        """A new call and its upstreams. It is not submitted yet."""
+        key = spec.key_of(args, kwargs) if key is None else key
+        run.seq += 1
+        if self.resumable:
+            identity = self.identity(run, spec, parent, args, kwargs, key)
+        else:
+            identity = run.seq.to_bytes(5, "big")
+        call = self._new(run, spec, args, kwargs, run.seq, parent, identity, copy_context())
+        if priority is not None:
+            call.priority = priority
+        call.asked = True
+        return call, self._upstreams(call, wait_for)
+
+    def _new(
+        self,
+        run: Run,
+        spec: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        seq: int,
+        parent: Call | None,
+        identity: bytes,
+        context: Context,
+    ) -> Call:
+        call: Call = spec.call_class(
+            run, spec, self.needs(run, spec), args, kwargs, seq, parent, self.time(), context
+        )
+        call.identity = identity
+        history = run.history
+        if history is not None and not spec.is_flow:
+            row = history.take(identity)
+            if row is not None:
+                self._recall(call, row, history)
+        return call
+
+    def _upstreams(self, call: Call, wait_for: Any) -> list[Call]:
+        found: list[tuple[Call, bool]] = []
+        if call.args and not nested.PLAIN.issuperset(map(type, call.args)):
+            nested.find(call.args, found)
+        if call.kwargs:
+            nested.find(call.kwargs.values(), found)
+        if wait_for is not None:
+            nested.find(
+                wait_for if isinstance(wait_for, list | tuple | set) else (wait_for,), found
+            )
+        if not found:
+            return []
+        upstream = {id(other): other for other, _ in found}
+        must = {id(other) for other, allowed in found if not allowed}
+        call.allow = frozenset(upstream.keys() - must)
+        for other in upstream.values():
+            other.seen = True
+            other.run.unseen.pop(other.seq, None)
+        call.upstream = tuple(o.seq for o in upstream.values() if o.run is call.run) or (0,)
+        return list(upstream.values())
+
+    def needs(self, run: Run, spec: Any) -> Any:
+        """The limits of a call: its run's, its task's, those of its tags, named ones."""
+        if spec.is_flow:
+            return ()
+        tags = TAGS.get()
+        key = (run.pk, spec, tags)
+        needs = self._needs.get(key)
+        if needs is None:
+            needs = self._needs[key] = self._find_needs(run, spec, tags)
+        return needs
+
+    def _find_needs(self, run: Run, spec: Any, tags: frozenset[str]) -> Any:
+        options = spec.options
+        wanted: dict[Any, int] = dict(run.limit)
+        if spec.limit is not None:
+            wanted[spec.limit] = 1
+        if spec.in_thread:
+            wanted[self.threads_limit] = 1
+        elif options.runner == "process":
+            wanted[self.processes_limit] = 1
+        for tag in sorted(options.tags | tags | run.tags):
+            limit = self.named(f"tag:{tag}")
+            wanted[limit] = 1
+        for name, units in options.limits:
+            limit = self.named(name)
+            wanted[limit] = wanted.get(limit, 0) + units
+        wanted[self.engine_limit] = 1
+        return tuple(wanted.items())
+
+    def forget(self, run: Run) -> None:
+        """The run is over: forget what was worked out for it."""
+        for key in [k for k in self._needs if k[0] == run.pk]:
+            del self._needs[key]
+
+    # --- maps ---------------------------------------------------------------------------------
+
+    def make_batch(
+        self,
+        run: Run,
+        spec: Any,
+        size: int,
+        inputs: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]],
+        parent: Call | None,
+        priority: float | None,
+    ) -> Batch:
+        """A map over plain inputs; `inputs(i)` gives the arguments of an item."""
+        batch = Batch(run, spec, spec.options, self.needs(run, spec), size, run.seq + 1)
+        run.seq += size
+        batch.inputs = inputs
+        batch.parent = parent
+        batch.created = self.time()
+        batch.context = copy_context()
+        batch.make = self._make_item
+        if priority is not None:
+            batch.priority = priority
+        return batch
+
+    def _make_item(self, batch: Batch, index: int) -> Call:
+        run, spec = batch.run, batch.spec
+        args, kwargs = batch.inputs(index)
+        key = None if spec.options.key is None else spec.key_of(args, kwargs)
+        call: Call = spec.call_class(
+            run, spec, batch.limits, args, kwargs, batch.seq + index, batch.parent, batch.created,
+            batch.context,
+        )  # fmt: skip
+        if self.resumable:
+            call.identity = identity = self.identity(run, spec, batch.parent, args, kwargs, key)
+            if run.history is not None:
+                row = run.history.take(identity)
+                if row is not None:
+                    self._recall(call, row, run.history)
+        else:
+            call.identity = call.seq.to_bytes(5, "big")
+        call.priority = batch.priority
+        call.batch = batch
+        call.index = index
+        if call.retry_at is not None and call.phase is S.PENDING:
+            self.machine.wait_again(call, self.mono_of(call.retry_at))
+        return call
+
+    def mono_of(self, moment: float) -> float:
+        """A point of wall time on the monotonic clock; one that is past is now."""
+        return self.mono() + max(0.0, moment - self.time())
+
+    # --- what the store knows -----------------------------------------------------------------
+
+    def _recall(self, call: Call, row: TaskRow, history: History) -> None:
+        """Carry over what a former life of the run recorded of this call."""
+        call.seq = row.seq
+        state = S(row.state)
+        if state is S.COMPLETED:
+            if row.result_kind == ResultKind.NOT_STORED:
+                return
+            value = rows.value_of(row.result_kind, row.result, self.load_file, call.display)
+            if value is MISSING:
+                return
+            self._carry(call, row)
+            call.value = value
+            self.machine.answer(call, state, row.state_name)
+        elif state is S.FAILED:
+            if row.seq in history.again or row.state_name == "UpstreamFailed":
+                return
+            self._carry(call, row)
+            call.error = failures.rebuild(row.error or b"null")
+            self.machine.answer(call, state, row.state_name)
+        elif state not in _FINAL_BUT_AGAIN:
+            call.attempt = row.attempt
+            call.failures = 0 if history.fresh else row.failures
+            call.interruptions = row.interruptions + (state in (S.RUNNING, S.CANCELLING))
+            call.created = row.created_at
+            if row.retry_at is not None:
+                call.retry_at = row.retry_at
+
+    @staticmethod
+    def _carry(call: Call, row: TaskRow) -> None:
+        call.created = row.created_at
+        call.started, call.ended = row.started_at, row.ended_at
+        call.attempt, call.failures = row.attempt, row.failures
+        call.interruptions = row.interruptions
+        call.label, call.message = row.name, row.message
+
+
+def _token(value: Any) -> bytes | None:
+    """What stands for a future among inputs: the identity of its call."""
+    if isinstance(value, Call):
+        return b"@" + value.identity
+    if isinstance(value, nested.Allowed):
+        return b"?" + (_token(value.future) or b"")
+    if isinstance(value, nested.FutureGroup):
+        return b"@" + _digest(b"".join(call.identity for call in value.members()))
+    return None
+
+
+def _by_type(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Inputs some of which have no canonical form, such as a connection: those count by type."""
+    parts = []
+    for name, value in [*enumerate(args), *sorted(kwargs.items())]:
+        try:
+            part = inputs_fingerprint((name, value), {}, _token)
+        except NotSerializable:
+            cls = type(value)
+            part = inputs_fingerprint((name, cls.__module__, cls.__qualname__), {})
+        parts.append(part)
+    return b"~" + b"".join(_digest(part) for part in parts)
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=8).digest()

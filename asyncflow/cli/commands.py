@@ -1,0 +1,180 @@
+"""The commands and their options. What they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+EXIT_CODES = """
+\b
+Exit codes: 0 completed, 1 failed, 2 wrong usage, 3 crashed, 4 cancelled,
+130 interrupted by Ctrl-C (can be resumed), 143 the same by SIGTERM.
+"""
+
+_db = click.option(
+    "--db",
+    metavar="PATH",
+    envvar="ASYNCFLOW_DATABASE",
+    help="The database. By default $ASYNCFLOW_DATABASE, else .asyncflow/asyncflow.db.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+_quiet = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Run flows, look at them, and go on with what was cut off."""
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("target", metavar="FILE_OR_MODULE:FLOW")
+@click.option(
+    "--param", "-p", "params", multiple=True, metavar="NAME=VALUE",
+    help="A parameter: JSON or text; @FILE reads a JSON file, or a text file as a list of lines.",
+)  # fmt: skip
+@click.option("--params-file", metavar="FILE", help="A JSON file with parameters by name.")
+@click.option("--name", "run_name", help="What to call the run.")
+@click.option("--tag", "tags", multiple=True, help="A tag for the run; may be repeated.")
+@click.option("--idempotency-key", help="The same key gives the same run.")
+@click.option(
+    "--durability", type=click.Choice(["full", "strict", "relaxed", "off"]), default="strict",
+    show_default=True, help="What a crash may cost.",
+)  # fmt: skip
+@_db
+@_json
+@_quiet
+def run(**options: Any) -> None:
+    """Run a flow to its end.
+
+    Ctrl-C leaves the run Interrupted and prints the command that resumes it; pressed twice, it
+    exits at once.
+    """
+    from asyncflow.cli.running import run_flow
+
+    sys.exit(run_flow(**options))
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("run_id")
+@click.option(
+    "--param", "-p", "params", multiple=True, metavar="NAME=VALUE",
+    help="A parameter that was not stored because it is a secret.",
+)  # fmt: skip
+@_db
+@_json
+@_quiet
+def resume(**options: Any) -> None:
+    """Go on with a run that failed, crashed, was cancelled or interrupted.
+
+    What completed is kept; what had not ended, or ended the run, runs again.
+    """
+    from asyncflow.cli.running import resume_run
+
+    sys.exit(resume_run(**options))
+
+
+@cli.command(epilog=EXIT_CODES)
+@_db
+@_json
+@_quiet
+def recover(**options: Any) -> None:
+    """Take over all runs that dead processes left, and run them to their end."""
+    from asyncflow.cli.running import recover_runs
+
+    sys.exit(recover_runs(**options))
+
+
+@cli.command()
+@click.argument("run_id")
+@_db
+@_json
+def cancel(**options: Any) -> None:
+    """Cancel a run, with everything below it, in whatever process it runs."""
+    from asyncflow.cli.looking import cancel_run
+
+    sys.exit(cancel_run(**options))
+
+
+@cli.group()
+def runs() -> None:
+    """List runs, and look into them."""
+
+
+@runs.command("ls")
+@click.option("--state", "states", multiple=True, help="Only these states; may be repeated.")
+@click.option("--flow", help="Only runs of this flow.")
+@click.option("--tag", "tags", multiple=True, help="Only runs with this tag; may be repeated.")
+@click.option("--all", "children", is_flag=True, help="Child runs too.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@_db
+@_json
+def runs_ls(**options: Any) -> None:
+    """List runs, newest first."""
+    from asyncflow.cli.looking import list_runs
+
+    sys.exit(list_runs(**options))
+
+
+@runs.command("show")
+@click.argument("run_id")
+@click.option("--tasks", "all_tasks", is_flag=True, help="Every task run, not grouped.")
+@_db
+@_json
+def runs_show(**options: Any) -> None:
+    """Show a run as a tree: its tasks and child runs with durations and errors.
+
+    RUN_ID may be the beginning of an id, or "last".
+    """
+    from asyncflow.cli.looking import show_run
+
+    sys.exit(show_run(**options))
+
+
+@runs.command("logs")
+@click.argument("run_id")
+@click.option("--level", default="DEBUG", show_default=True, help="The lowest level to show.")
+@click.option("--search", default="", help="Only lines with this text.")
+@_db
+@_json
+def runs_logs(**options: Any) -> None:
+    """Print the log lines of a run."""
+    from asyncflow.cli.looking import print_logs
+
+    sys.exit(print_logs(**options))
+
+
+@runs.command("watch", epilog=EXIT_CODES)
+@click.argument("run_id")
+@_db
+def runs_watch(**options: Any) -> None:
+    """Follow a run of any process until it ends; exits with its code."""
+    from asyncflow.cli.looking import watch_run
+
+    sys.exit(watch_run(**options))
+
+
+@runs.command("delete")
+@click.argument("run_ids", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_db
+def runs_delete(**options: Any) -> None:
+    """Delete ended runs, with their tasks, logs, results and child runs."""
+    from asyncflow.cli.looking import delete_runs
+
+    sys.exit(delete_runs(**options))
+
+
+@cli.command()
+@_json
+def version(as_json: bool) -> None:
+    """Print the version."""
+    from asyncflow.cli.output import print_json
+
+    from asyncflow import __version__
+
+    if as_json:
+        print_json({"version": __version__, "python": sys.version.split()[0]})
+    else:
+        click.echo(f"asyncflow {__version__}")

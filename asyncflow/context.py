@@ -1,0 +1,40 @@
+"""Where the running code stands: the run or call that it belongs to, and the ambient engine.
+
+Two context variables and nothing else, so that every layer may look.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from asyncflow.run import Call, Run
+
+if TYPE_CHECKING:
+    from asyncflow.engine import Engine
+
+#: The call or flow run whose code is running; None outside of all.
+CURRENT: ContextVar[Call | Run | None] = ContextVar("asyncflow_current", default=None)
+
+#: The engine of the innermost ``async with Engine(...)``.
+ENGINE: ContextVar[Engine | None] = ContextVar("asyncflow_engine", default=None)
+
+#: Tags added by ``with tags(...)``.
+TAGS: ContextVar[frozenset[str]] = ContextVar("asyncflow_tags", default=frozenset())
+
+
+def current_run() -> Run | None:
+    """The flow run that the running code belongs to."""
+    scope = CURRENT.get()
+    return scope.run if isinstance(scope, Call) else scope
+
+
+def current_call() -> Call | None:
+    """The task call that the running code belongs to; None in a flow's own body."""
+    scope = CURRENT.get()
+    return scope if isinstance(scope, Call) else None
+
+
+def reset(value: Any = None) -> None:
+    """Leave the run: what runs from here in this context stands outside of all runs."""
+    CURRENT.set(value)

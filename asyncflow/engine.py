@@ -1,0 +1,1231 @@
+"""The engine: what an application opens, and what ties all parts together."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import inspect
+import logging
+import os
+import platform
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from contextvars import Token, copy_context
+from pathlib import Path
+from queue import SimpleQueue
+from random import Random
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from asyncflow import rows
+from asyncflow.bodies import Bodies
+from asyncflow.calls import Calls
+from asyncflow.clock import Clock, WallClock
+from asyncflow.context import CURRENT, ENGINE
+from asyncflow.errors import (
+    AsyncflowError,
+    InvalidOption,
+    RunInterrupted,
+    RunNotResumable,
+    RunTaken,
+    StoreClosed,
+    StoreError,
+    TaskCancelled,
+    UnknownFlow,
+    UnknownRun,
+    Unresponsive,
+)
+from asyncflow.executor import Executor
+from asyncflow.flowrun import Flows, run_state
+from asyncflow.future import TaskFuture
+from asyncflow.journal import Journal, as_store_error
+from asyncflow.limits import Slots, check_size
+from asyncflow.machine import Machine
+from asyncflow.masking import Masker
+from asyncflow.named import NamedLimits
+from asyncflow.ownership import EngineLock, is_alive
+from asyncflow.parameters import masked
+from asyncflow.registry import find
+from asyncflow.resources import Opened, Resource
+from asyncflow.run import MISSING, Batch, Call, Hold, Run
+from asyncflow.runner.threads import Threads
+from asyncflow.states import State, StateType, parse_types
+from asyncflow.store.base import (
+    EngineRow,
+    LogQuery,
+    MarkRow,
+    Page,
+    ReadableStore,
+    ResultKind,
+    RunQuery,
+    RunRow,
+    StateRow,
+    TaskQuery,
+)
+from asyncflow.views import Event, Listing, LogLine, TaskRun, moment, row_state
+from asyncflow.writer import Writer, uncancelled
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from asyncflow.flows import Flow
+    from asyncflow.store.base import Reader
+
+R = TypeVar("R")
+T = TypeVar("T")
+S = StateType
+
+DURABILITIES = ("full", "strict", "relaxed", "off")
+
+#: Seconds that a hook may take.
+HOOK_TIME = 30.0
+
+_log = logging.getLogger("asyncflow")
+
+
+def default_database() -> Path:
+    """Where an engine keeps its state when nothing says otherwise."""
+    named = os.environ.get("ASYNCFLOW_DATABASE")
+    return Path(named) if named else Path(".asyncflow") / "asyncflow.db"
+
+
+class FlowRun(Generic[R]):
+    """A handle on one flow run. Await it for its value, or for its exception."""
+
+    def __init__(self, engine: Engine, run: Run | None, row: RunRow | None = None) -> None:
+        self._engine = engine
+        self._run = run
+        self._row = row
+
+    @property
+    def id(self) -> str:
+        return self._run.id if self._run is not None else self._stored.id
+
+    @property
+    def _stored(self) -> RunRow:
+        assert self._row is not None
+        return self._row
+
+    @property
+    def name(self) -> str:
+        """Its own name, or that of its flow."""
+        if self._run is not None:
+            return self._run.run_name or self._run.flow_name
+        return self._stored.name or self._stored.flow_name
+
+    @property
+    def flow_name(self) -> str:
+        return self._run.flow_name if self._run is not None else self._stored.flow_name
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its parameters, by name: of a stored run as plain JSON, secrets masked."""
+        if self._run is not None:
+            return dict(self._run.parameters)
+        return masked(self._stored.parameters)
+
+    @property
+    def tags(self) -> list[str]:
+        return sorted(self._run.tags) if self._run is not None else list(self._stored.tags)
+
+    @property
+    def state(self) -> State[R]:
+        """Its state: live, or as stored when this handle was made."""
+        if self._run is not None:
+            return run_state(self._run)
+        row = self._stored
+        return row_state(row, self._engine.stored_value(row))
+
+    @property
+    def parent_id(self) -> str | None:
+        if self._run is not None:
+            return self._run.parent.id if self._run.parent is not None else None
+        return self._engine.parent_ids.get(self._stored.parent or 0)
+
+    @property
+    def attempt(self) -> int:
+        return self._run.attempt if self._run is not None else self._stored.attempt
+
+    @property
+    def created_at(self) -> datetime | None:
+        return moment(self._run.created if self._run is not None else self._stored.created_at)
+
+    @property
+    def started_at(self) -> datetime | None:
+        return moment(self._run.started if self._run is not None else self._stored.started_at)
+
+    @property
+    def ended_at(self) -> datetime | None:
+        return moment(self._run.ended if self._run is not None else self._stored.ended_at)
+
+    @property
+    def recoveries(self) -> int:
+        return self._run.recoveries if self._run is not None else self._stored.recoveries
+
+    @property
+    def row(self) -> RunRow | None:
+        """The stored row that it was made from, for tools; None of a live run."""
+        return self._row
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return self._value().__await__()
+
+    async def _value(self) -> R:
+        state = await self.wait()
+        if state.is_paused():
+            raise RunInterrupted(f"the run {self.id} is {state}: go on with resume({self.id!r})")
+        value: R = state.result()
+        return value
+
+    async def wait(self) -> State[R]:
+        """Wait until it has ended, and is recorded; its last state."""
+        if self._run is not None:
+            await self._engine.wait_live(self._run)
+            return run_state(self._run)
+        return await self._engine.wait(self.id)
+
+    async def cancel(self) -> bool:
+        """Cancel it, with everything below it. Returns whether it was still unfinished."""
+        return await self._engine.cancel(self.id)
+
+    def __repr__(self) -> str:
+        run, row = self._run, self._row
+        state = run.shown_phase if run is not None else row.state_name if row else "?"
+        return f"<FlowRun {self.flow_name!r} {self.id} {state}>"
+
+
+class Engine:
+    """Runs flows in the event loop in which it is opened, and keeps their state.
+
+    Use it as an async context manager. While it is open, flows that are called in the same
+    context run on it. It starts no process, opens no port and sets no signal handler.
+
+    Args:
+        store: a path, a store, or None for ``$ASYNCFLOW_DATABASE``, else
+            ``.asyncflow/asyncflow.db``.
+        max_concurrency: how many task calls are under way at once, over all runs.
+        max_threads: how many plain functions run at once; by default min(32, CPUs + 4).
+        durability: "full" survives power cuts, "strict" (default) every death of the process,
+            "relaxed" does not wait for the disk, "off" stores no task runs at all.
+        max_recoveries: recoveries of a run in a row without a newly completed task.
+        cancel_grace_seconds: how long code may take to stop.
+        seed: of all chance (jitter), for tests.
+        clock: what tells wall time, for tests.
+
+    Raises:
+        InvalidOption: a value makes no sense.
+        StoreError: on opening, the store cannot be used; it says why and what to do.
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | ReadableStore | None = None,
+        *,
+        max_concurrency: int | None = 1000,
+        max_threads: int | None = None,
+        durability: str = "strict",
+        max_recoveries: int = 3,
+        cancel_grace_seconds: float = 30.0,
+        seed: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if durability not in DURABILITIES:
+            raise InvalidOption(
+                f"durability={durability!r}: use one of {', '.join(DURABILITIES)}"
+            )
+        for name, value in (("max_concurrency", max_concurrency), ("max_threads", max_threads)):
+            if value is not None and check_size(name, value) < 1:
+                raise InvalidOption(f"{name}={value!r}: give 1 or more")
+        self.durability = durability
+        self.max_recoveries = max_recoveries
+        self.grace = float(cancel_grace_seconds)
+        self.clock = clock or WallClock()
+        self.rng = Random(seed)
+        self._given_store = store
+        self._max_concurrency = max_concurrency
+        self._max_threads = max_threads or min(32, (os.cpu_count() or 1) + 4)
+        self._open = False
+        self._token: Token[Engine | None] | None = None
+        self.masker = Masker()
+        self.holders: dict[str, list[Hold]] = {}
+        self.live: dict[str, Run] = {}
+        self.parent_ids: dict[int, str] = {}
+        self.id = 0
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    async def __aenter__(self) -> Engine:
+        await self.open()
+        self._token = ENGINE.set(self)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._token is not None:
+            with contextlib.suppress(ValueError):
+                # Left in another context than entered, as some frameworks do: nothing to undo.
+                ENGINE.reset(self._token)
+            self._token = None
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Open the store and register; `aclose` must follow."""
+        if self._open:
+            raise InvalidOption("this engine is open already: make another one")
+        self.loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self.store = self._make_store()
+        self.writer = Writer("asyncflow-writer", self.loop, here=self.durability != "full")
+        kept = "strict" if self.durability == "off" else self.durability
+        try:
+            await self.writer.do(lambda: self.store.open(kept))
+            await self._register()
+        except BaseException:
+            await self.writer.aclose()
+            raise
+        recording = self.durability != "off"
+        self.machine = Machine(recording, at_once=self.durability == "relaxed")
+        self.threads = Threads("asyncflow-thread", self.loop)
+        self.executor = Executor(
+            self.machine, self.loop, self.clock, self.threads, self.rng, self.grace
+        )
+        self.journal: Journal = Journal(
+            self.store,
+            self.writer,
+            self.machine,
+            self.loop,
+            committed=self.executor.committed,
+            failed=self._storage_failed,
+            warn=self._not_stored,
+        )
+        self.executor.journal = self.journal if recording else None
+        self.executor.hooks = self._task_hooks
+        self.executor.bodies = Bodies(self)
+        self.calls = Calls(self.machine, self.clock.time, self.loop.time, self.store.load_file)
+        self.calls.engine_limit = Slots("engine", self._max_concurrency)
+        self.calls.threads_limit = Slots("threads", self._max_threads)
+        self.calls.processes_limit = Slots("processes", os.cpu_count() or 1)
+        self.named = NamedLimits(self.machine)
+        for row in await self.writer.do(self.store.limits):
+            self.named.set(row.name, row.limit, row.period, row.burst)
+        self.calls.named = self.named.get
+        self.flows = Flows(self)
+        self._resources = Opened(self.loop)
+        self._run_resources: dict[str, Opened] = {}
+        self._runners: dict[Any, Any] = {}
+        self._reader: Reader | None = None
+        self._broken: BaseException | None = None
+        self._warned: set[tuple[str, str]] = set()
+        self._logs = self._capture_logs()
+        self._open = True
+
+    def _make_store(self) -> ReadableStore:
+        given = self._given_store
+        if given is None:
+            given = default_database()
+        if isinstance(given, str | os.PathLike):
+            from asyncflow.store.sqlite import SqliteStore
+
+            return SqliteStore(Path(given))
+        if not hasattr(given, "create_run"):
+            raise InvalidOption(
+                f"store={given!r}: give a path, a SqliteStore, a MemoryStore or nothing"
+            )
+        return given
+
+    async def _register(self) -> None:
+        now = self.clock.time()
+        row = EngineRow(0, os.getpid(), platform.node(), _boot_id(), now, now, None)
+        self.id = (await self.writer.do(lambda: self.store.register_engine(row))).id
+        folder = self._locks()
+        self._lock = EngineLock(folder, self.id) if folder is not None else None
+
+    def _locks(self) -> Path | None:
+        """The folder of lock files; None for a store that lives in this process only."""
+        path = getattr(self.store, "path", None)
+        return Path(f"{path}.locks") if path is not None else None
+
+    def _capture_logs(self) -> Any:
+        from asyncflow.logs import capture
+
+        return capture(self)
+
+    async def aclose(self) -> None:
+        """Interrupt what is running (it can be resumed), write what is left, let go of all."""
+        if not self._open:
+            return
+        self._open = False
+        closing = self.loop.create_task(self._close(), name="asyncflow-close")
+        import anyio
+
+        with anyio.CancelScope(shield=True):
+            await uncancelled(closing)
+
+    async def _close(self) -> None:
+        await self._interrupt_all("its engine was closed")
+        await self._resources.aclose(self.report)
+        for runner in self._runners.values():
+            await runner.aclose()
+        try:
+            await self.threads.aclose(self.grace)
+        except Unresponsive as error:
+            self.report(str(error))
+        self._logs.close()
+        await self.executor.aclose()
+        try:
+            if self._broken is None:
+                await self.journal.durable()
+                now = self.clock.time()
+                await self.writer.do(lambda: self.store.close_engine(self.id, now))
+        except AsyncflowError as error:
+            self.report(f"the last writes failed: {error}")
+        finally:
+            if self._reader is not None:
+                await self._reader.aclose()
+            with contextlib.suppress(StoreClosed):
+                await self.writer.do(self.store.close)
+            await self.writer.aclose()
+            if self._lock is not None:
+                self._lock.release()
+
+    async def _interrupt_all(self, why: str) -> None:
+        for run in list(self.live.values()):
+            if run.parent is None:
+                self.flows.stop(run, "interrupt", why)
+        for run in list(self.live.values()):
+            if run.parent is None and run.extra.task is not None:
+                await asyncio.wait([run.extra.task])
+        while self.live and self._broken is None:
+            await self.wait_live(next(iter(self.live.values())))
+
+    async def interrupt(self, why: str) -> list[str]:
+        """Stop all runs so that they can be resumed; the ids of those that were running."""
+        ids = [run.id for run in self.live.values() if run.parent is None]
+        for run in list(self.live.values()):
+            if run.parent is None:
+                self.flows.stop(run, "interrupt", why)
+        return ids
+
+    def usable(self) -> bool:
+        """Whether this is the engine for the code that asks: open, and of this loop."""
+        return self._open and self.on_loop()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StoreClosed("the engine is closed: open it with `async with Engine(...)`")
+        if self._broken is not None:
+            raise as_store_error(self._broken)
+
+    # --- between threads --------------------------------------------------------------------------
+
+    def on_loop(self) -> bool:
+        """Whether this is the thread of the engine's event loop."""
+        return threading.get_ident() == self._thread
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function on the loop's thread: at once there, else from outside and wait."""
+        if threading.get_ident() == self._thread:
+            return function(*args)
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function(*args))
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+                done.set_exception(error)
+
+        self._from_thread(run)
+        return done.result()
+
+    def _from_thread(self, function: Callable[..., Any], *args: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            raise StoreClosed("the engine's event loop is closed") from None
+
+    def block(self, waiting: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop, from another thread, and wait for it."""
+        if not self._open and not self.live:
+            waiting.close()
+            raise StoreClosed("the engine is closed")
+        return asyncio.run_coroutine_threadsafe(waiting, self.loop).result()
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def submit_call(
+        self,
+        run: Run,
+        spec: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        parent: Call | None,
+        key: Any,
+        wait_for: Any,
+        priority: float | None,
+    ) -> TaskFuture[Any]:
+        """A call in the background."""
+        self._check_run(run)
+        call, upstream = self.calls.make(
+            run, spec, args, kwargs, parent, key=key, wait_for=wait_for, priority=priority
+        )
+        self._submit(call, upstream)
+        self.executor.pump()
+        assert isinstance(call, TaskFuture)
+        return call
+
+    def submit_calls(
+        self,
+        run: Run,
+        spec: Any,
+        items: list[tuple[tuple[Any, ...], dict[str, Any]]],
+        parent: Call | None,
+        wait_for: Any,
+        priority: float | None,
+    ) -> list[TaskFuture[Any]]:
+        """Several calls that depend on futures."""
+        self._check_run(run)
+        futures: list[TaskFuture[Any]] = []
+        for args, kwargs in items:
+            call, upstream = self.calls.make(
+                run, spec, args, kwargs, parent, wait_for=wait_for, priority=priority
+            )
+            self._submit(call, upstream)
+            assert isinstance(call, TaskFuture)
+            futures.append(call)
+        self.executor.pump()
+        return futures
+
+    def _submit(self, call: Call, upstream: list[Call]) -> None:
+        if call.phase.is_final:
+            self.machine.submit_answered(call)
+        elif call.retry_at is not None:
+            call.run.live += 1
+            self.machine.wait_again(call, self.calls.mono_of(call.retry_at))
+        else:
+            self.machine.submit(call, upstream, self.clock.time())
+
+    def submit_batch(
+        self,
+        run: Run,
+        spec: Any,
+        size: int,
+        item: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]],
+        parent: Call | None,
+        priority: float | None,
+    ) -> Batch:
+        """A map over plain inputs."""
+        self._check_run(run)
+        batch = self.calls.make_batch(run, spec, size, item, parent, priority)
+        if size:
+            self.machine.submit_batch(batch)
+            self.executor.pump()
+        return batch
+
+    def _check_run(self, run: Run) -> None:
+        if self._broken is not None:
+            raise as_store_error(self._broken)
+        if run.stop is not None:
+            raise TaskCancelled(f"{run.display} is being stopped and takes on nothing more")
+        if run.id not in self.live:
+            raise TaskCancelled(f"{run.display} has ended and takes on nothing more")
+
+    async def direct(self, call: Call, upstream: list[Call], return_state: bool) -> Any:
+        """A call that is made in the task of its caller."""
+        self._check_run(call.run)
+        call.seen = True
+        if call.phase.is_final:
+            self.machine.submit_answered(call)
+            self.executor.drain()
+        elif call.parent is not None and call.parent.holding:
+            await self.executor.lend_while(call.parent, self.executor.direct(call, upstream))
+        else:
+            await self.executor.direct(call, upstream)
+        assert isinstance(call, TaskFuture)
+        return call.state if return_state else call._get()
+
+    def direct_in_thread(
+        self,
+        run: Run,
+        spec: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        parent: Call | None,
+        return_state: bool,
+    ) -> Any:
+        """A call that is made in the thread of its caller: the loop decides, we run it."""
+        work: SimpleQueue[Any] = SimpleQueue()
+
+        async def make() -> Any:
+            self._check_run(run)
+            call, upstream = self.calls.make(run, spec, args, kwargs, parent)
+            if not isinstance(spec.options.runner, str) or spec.options.runner != "thread":
+                call.direct_thread = None
+            else:
+                # It runs in a thread that is there already: it takes no slot of the pool.
+                call.limits = tuple(
+                    (limit, n) for limit, n in call.limits if limit is not self.calls.threads_limit
+                )
+                call.direct_thread = lambda fn, ctx, done: work.put((fn, ctx, done))
+            try:
+                return await self.direct(call, upstream, return_state)
+            finally:
+                work.put(None)
+
+        waiting = asyncio.run_coroutine_threadsafe(make(), self.loop)
+        while (job := work.get()) is not None:
+            function, context, done = job
+            result, error = None, None
+            try:
+                result = context.run(function)
+            except BaseException as raised:  # noqa: BLE001 - judged on the loop
+                error = raised
+            self._from_thread(done, result, error)
+        return waiting.result()
+
+    def background_in_run(self, run: Run, coro: Coroutine[Any, Any, T]) -> Any:
+        """A helper task of a run, started from any thread."""
+        context = copy_context()
+        return self.call(
+            lambda: self._keep(context.run(self.loop.create_task, coro, name="asyncflow-map"))
+        )
+
+    def _keep(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        self.executor._tasks.add(task)
+        task.add_done_callback(self.executor._tasks.discard)
+        return task
+
+    async def shared(self, task: asyncio.Task[T]) -> T:
+        """Wait for a helper task without taking it along when the waiter is cancelled."""
+        return await asyncio.shield(task)
+
+    # --- flow runs --------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        flow: Flow[..., Any],
+        *args: Any,
+        idempotency_key: str | None = None,
+        tags: Iterable[str] | None = None,
+        run_name: str | None = None,
+        **kwargs: Any,
+    ) -> FlowRun[Any]:
+        """Start a run in the background. It is durable when this returns.
+
+        Args:
+            idempotency_key: the same key gives the same run, whenever it is asked for.
+            tags: more tags for this run.
+            run_name: what people call it.
+
+        Raises:
+            InvalidParameters: the arguments do not fit, or cannot be stored.
+            StoreError: the run could not be stored.
+        """
+        self._check_open()
+        self._check_flow(flow)
+        run, created = await self.flows.create(
+            flow,
+            args,
+            kwargs,
+            idempotency_key=idempotency_key,
+            tags=_tag_set(tags),
+            run_name=run_name,
+        )
+        if not created:
+            return self._handle(run)
+        return self._start(run)
+
+    def _handle(self, run: Run | RunRow) -> FlowRun[Any]:
+        return FlowRun(self, run) if isinstance(run, Run) else FlowRun(self, None, run)
+
+    def _start(self, run: Run) -> FlowRun[Any]:
+        self.live[run.id] = run
+        context = copy_context()
+        context.run(CURRENT.set, None)
+        task = context.run(
+            self.loop.create_task, self._in_background(run), name=f"asyncflow-run-{run.id}"
+        )
+        run.extra.task = self._keep(task)
+        return FlowRun(self, run)
+
+    async def _in_background(self, run: Run) -> None:
+        try:
+            await self.flows.carry_out(run)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is in the run, for those who wait
+            if run.error is None:
+                run.error = error
+
+    async def run(self, flow: Flow[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a flow here and give its value; its exception is raised.
+
+        Takes the same options as `submit`. Cancelling the task that awaits this cancels the run.
+        """
+        options = {k: kwargs.pop(k) for k in ("idempotency_key", "tags", "run_name") if k in kwargs}
+        return await self.run_flow(flow, args, kwargs, False, **options)
+
+    async def run_flow(
+        self,
+        flow: Flow[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        return_state: bool = False,
+        *,
+        idempotency_key: str | None = None,
+        tags: Iterable[str] | None = None,
+        run_name: str | None = None,
+    ) -> Any:
+        """`run`, with the arguments as they came."""
+        self._check_open()
+        self._check_flow(flow)
+        run, created = await self.flows.create(
+            flow,
+            args,
+            kwargs,
+            idempotency_key=idempotency_key,
+            tags=_tag_set(tags),
+            run_name=run_name,
+        )
+        if not created:
+            handle = self._handle(run)
+            return await handle.wait() if return_state else await handle
+        try:
+            value = await self.flows.carry_out(run)
+        except Exception:
+            if return_state:
+                return run_state(run)
+            raise
+        return run_state(run) if return_state else value
+
+    @staticmethod
+    def _check_flow(flow: Any) -> None:
+        if not hasattr(flow, "call_spec"):
+            raise InvalidOption(f"{flow!r} is not a flow: decorate the function with @flow")
+
+    async def create_run(self, row: RunRow, state: StateRow) -> tuple[RunRow, bool]:
+        """Store a new run: in place where that is quick, else on the writer's thread."""
+        if self.writer.prefers_here():
+            return self.writer.here(lambda: self.store.create_run(row, [state]))
+        return await self.writer.do(lambda: self.store.create_run(row, [state]))
+
+    def live_or_stored(self, row: RunRow, flow: Flow[..., Any]) -> Any:
+        """The live run of a row, or the row."""
+        return self.live.get(row.id, row)
+
+    async def resume(self, run_id: str, *, parameters: dict[str, Any] | None = None) -> FlowRun[Any]:
+        """Go on with a run that failed, crashed, was cancelled or interrupted, under its id.
+
+        What completed is kept, and failures that the flow caught are replayed; what ended the
+        run, and what had not ended, runs again.
+
+        Args:
+            parameters: values for parameters that were not stored because they are secrets.
+
+        Raises:
+            UnknownRun, UnknownFlow: there is no such run, or its code cannot be found.
+            RunNotResumable: it completed, or it is running.
+        """
+        self._check_open()
+        live = self.live.get(run_id)
+        if live is not None:
+            return FlowRun(self, live)
+        row = await self._row(run_id)
+        if row.parent is not None:
+            raise RunNotResumable(
+                f"the run {run_id} is a child run: resume the run that it belongs to"
+            )
+        state = S(row.state)
+        if state is S.COMPLETED:
+            raise RunNotResumable(f"the run {run_id} has completed: there is nothing to resume")
+        if state not in (S.PAUSED, S.FAILED, S.CANCELLED, S.CRASHED) and self._owned(row):
+            raise RunNotResumable(f"the run {run_id} is {row.state_name} in another process")
+        fresh = state in (S.FAILED, S.CANCELLED, S.CRASHED)
+        return await self._reopen(row, fresh=fresh, parameters=parameters)
+
+    async def recover(self) -> list[FlowRun[Any]]:
+        """Take over the runs that dead engines left, and interrupted ones, and go on with them.
+
+        Returns the runs that were taken over. One that was recovered `max_recoveries` times in
+        a row without completing anything more becomes CRASHED; one whose code is not found is
+        left as it is, with a message.
+        """
+        self._check_open()
+        taken: list[FlowRun[Any]] = []
+        for row, _ in await self.writer.do(self.store.unfinished):
+            if row.id in self.live:
+                continue
+            interrupted = row.state == S.PAUSED and row.state_name == "Interrupted"
+            if self._owned(row) or (row.state == S.PAUSED and not interrupted):
+                continue
+            try:
+                run = await self._reopen(row, fresh=False, crashed=not interrupted)
+            except (UnknownFlow, RunTaken) as error:
+                self.report(f"the run {row.id} was not recovered: {error}")
+            except AsyncflowError as error:
+                self.report(f"the run {row.id} cannot be recovered: {error}")
+            else:
+                taken.append(run)
+        return taken
+
+    def _owned(self, row: RunRow) -> bool:
+        """Whether a living engine owns the run."""
+        if row.engine is None:
+            return False
+        if row.engine == self.id:
+            return row.id in self.live
+        folder = self._locks()
+        return folder is not None and is_alive(folder, row.engine)
+
+    async def _reopen(
+        self,
+        row: RunRow,
+        *,
+        fresh: bool,
+        crashed: bool = False,
+        parameters: dict[str, Any] | None = None,
+    ) -> FlowRun[Any]:
+        flow = find(row.flow_ref, row.flow_name)
+        values = flow.parameters.load(row.parameters, parameters)
+        claimed = await self.claim(row)
+        if claimed is None:
+            raise RunTaken(f"the run {row.id} was taken by another process just now")
+        run = self.flows.revive(claimed, flow, values, None, fresh)
+        await self.flows.load(run, fresh)
+        if crashed and not self._may_recover(run, flow):
+            return await self._give_up(run)
+        return self._start(run)
+
+    def _may_recover(self, run: Run, flow: Flow[..., Any]) -> bool:
+        most = flow.options.max_recoveries
+        run.recoveries += 1
+        return run.recoveries <= (self.max_recoveries if most is None else most)
+
+    async def _give_up(self, run: Run) -> FlowRun[Any]:
+        text = f"its process died {run.recoveries} times in a row without completing anything more"
+        run.ended = self.clock.time()
+        self.move_run(run, S.CRASHED, None, text)
+        await self.journal.durable()
+        if run.options.hooks:
+            await self.run_hooks(run.flow, run)
+        self.report(f"the run {run.id} of flow {run.flow_name!r} is CRASHED: {text}")
+        return FlowRun(self, run)
+
+    async def claim(self, row: RunRow) -> RunRow | None:
+        """Make this engine the owner of a run; None if another was quicker."""
+        claimed = await self.writer.do(lambda: self.store.claim(row.pk, self.id, row.epoch))
+        return claimed[0] if claimed else None
+
+    async def rerun(
+        self, run_id: str, parameters: dict[str, Any] | None = None
+    ) -> FlowRun[Any]:
+        """Run the flow of a run again from the start, under a new id."""
+        self._check_open()
+        row = await self._row(run_id)
+        flow = find(row.flow_ref, row.flow_name)
+        args, kwargs = flow.parameters.split(flow.parameters.load(row.parameters, parameters))
+        return await self.submit(flow, *args, tags=row.tags, **kwargs)
+
+    async def cancel(self, run_id: str) -> bool:
+        """Cancel a run of this engine, and everything below it.
+
+        Returns whether it was still unfinished.
+
+        Raises:
+            UnknownRun: there is no such run.
+            RunNotResumable: another process runs it.
+        """
+        run = self.live.get(run_id)
+        if run is None:
+            row = await self._row(run_id)
+            if S(row.state).is_final:
+                return False
+            if self._owned(row):
+                raise RunNotResumable(
+                    f"the run {run_id} belongs to another process: cancel it there"
+                )
+            return await self._cancel_stored(row)
+        if run.phase.is_final:
+            return False
+        if run.call is not None and run.parent is not None:
+            self.executor.cancel(run.call, "cancelled")
+        else:
+            self.flows.stop(run, "cancel", "cancelled")
+        await self.wait_live(run)
+        return True
+
+    async def _cancel_stored(self, row: RunRow) -> bool:
+        """Cancel a run that nobody is running."""
+        claimed = await self.writer.do(lambda: self.store.claim(row.pk, self.id, row.epoch))
+        if not claimed:
+            return False
+        now = self.clock.time()
+        for one in claimed:
+            changed = one._replace(
+                state=S.CANCELLED.value,
+                state_name="Cancelled",
+                message="cancelled",
+                state_at=now,
+                ended_at=now,
+                engine=None,
+            )
+            self.journal.run(
+                changed,
+                StateRow(one.pk, now, S.CANCELLED.value, "Cancelled", "cancelled", one.epoch),
+            )
+        await self.journal.durable()
+        return True
+
+    def cancel_child(self, run: Run, message: str) -> None:
+        """A child run's call was cancelled."""
+        self.flows.stop(run, "cancel", message)
+
+    async def wait(self, run_id: str, poll: float = 0.2) -> State[Any]:
+        """Wait for a run, of this engine or another; its last state."""
+        while True:
+            run = self.live.get(run_id)
+            if run is not None:
+                await self.wait_live(run)
+                return run_state(run)
+            row = await self._row(run_id)
+            state = S(row.state)
+            if state.is_final or state is S.PAUSED or not self._owned(row):
+                return row_state(row, self.stored_value(row))
+            await asyncio.sleep(poll)
+
+    async def wait_live(self, run: Run) -> None:
+        """Wait until a run of this engine is over."""
+        while run.id in self.live:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            run.waiters = [*(run.waiters or ()), waiter]
+            await waiter
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    @property
+    def reader(self) -> Reader:
+        """What answers questions about stored runs."""
+        if self._reader is None:
+            self._reader = self.store.reader()
+        return self._reader
+
+    async def _row(self, run_id: str) -> RunRow:
+        row = await self.reader.find_run(str(run_id))
+        if row is None:
+            raise UnknownRun(str(run_id))
+        return row
+
+    async def get_run(self, run_id: str) -> FlowRun[Any]:
+        """A handle on a run: live, or stored.
+
+        Raises:
+            UnknownRun: there is no such run.
+        """
+        live = self.live.get(run_id)
+        if live is not None:
+            return FlowRun(self, live)
+        return FlowRun(self, None, await self._row(run_id))
+
+    async def runs(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        flow: str | None = None,
+        tags: Iterable[str] | None = None,
+        since: datetime | float | None = None,
+        parent_id: Any = MISSING,
+        limit: int = 200,
+        cursor: str | None = None,
+    ) -> Listing[FlowRun[Any]]:
+        """Runs, newest first; child runs too, unless ``parent_id=None`` asks for roots."""
+        await self._written()
+        states = (state,) if isinstance(state, str) else tuple(state or ())
+        parent: int | None = -1
+        if parent_id is None:
+            parent = None
+        elif parent_id is not MISSING:
+            parent = (await self._row(parent_id)).pk
+        page = await self.reader.runs(
+            RunQuery(
+                states=tuple(t.value for t in parse_types(states)),
+                flow=flow,
+                tags=tuple(tags or ()),
+                since=since.timestamp() if hasattr(since, "timestamp") else since,
+                parent=parent,
+                after=_cursor(cursor),
+                limit=_limit(limit),
+            )
+        )
+        for row in page.rows:
+            self.parent_ids[row.pk] = row.id
+        for row in page.rows:
+            if row.parent is not None and row.parent not in self.parent_ids:
+                await self._learn_parents(page)
+                break
+        return Listing(
+            [FlowRun(self, self.live.get(row.id), row) for row in page.rows],
+            str(page.next_cursor) if page.next_cursor is not None else None,
+        )
+
+    async def _learn_parents(self, page: Page[RunRow]) -> None:
+        missing = {r.parent for r in page.rows if r.parent} - self.parent_ids.keys()
+        for pk in missing:
+            found = await self.reader.runs(RunQuery(after=(pk or 0) + 1, limit=1))
+            for row in found.rows:
+                self.parent_ids[row.pk] = row.id
+
+    async def task_runs(
+        self,
+        run_id: str,
+        *,
+        state: str | Iterable[str] | None = None,
+        task: str | None = None,
+        limit: int = 200,
+        cursor: str | None = None,
+    ) -> Listing[TaskRun]:
+        """The task runs of one flow run, in the order in which they were called."""
+        await self._written()
+        row = await self._row(run_id)
+        states = (state,) if isinstance(state, str) else tuple(state or ())
+        page = await self.reader.task_runs(
+            TaskQuery(
+                run=row.pk,
+                states=tuple(t.value for t in parse_types(states)),
+                task=task,
+                after=_cursor(cursor) or 0,
+                limit=_limit(limit),
+            )
+        )
+        return Listing(
+            [TaskRun.of_row(row.id, r, self._task_value(r)) for r in page.rows],
+            str(page.next_cursor) if page.next_cursor is not None else None,
+        )
+
+    def _task_value(self, row: Any) -> Any:
+        if row.state != S.COMPLETED:
+            return None
+        return self._value(row.result_kind, row.result, f"task run {row.task}-{row.seq}")
+
+    def stored_value(self, row: RunRow) -> Any:
+        """The result of a stored run; an exception where it cannot be had."""
+        if row.state != S.COMPLETED:
+            return None
+        return self._value(row.result_kind, row.result, f"the run {row.id}")
+
+    def _value(self, kind: int, data: bytes | None, what: str) -> Any:
+        try:
+            value = rows.value_of(kind, data, self.store.load_file, what)
+        except AsyncflowError as error:
+            return error
+        return rows.not_stored(what) if value is MISSING else value
+
+    async def logs(
+        self,
+        run_id: str,
+        *,
+        level: int = 0,
+        text: str = "",
+        limit: int = 1000,
+        cursor: str | None = None,
+    ) -> Listing[LogLine]:
+        """The log lines of one flow run, oldest first."""
+        live = self.live.get(run_id)
+        if live is not None:
+            await self.flush_logs(live)
+        await self._written()
+        row = await self._row(run_id)
+        page = await self.reader.logs(
+            LogQuery(
+                run=row.pk, level=level, text=text, after=_cursor(cursor) or 0, limit=_limit(limit)
+            )
+        )
+        return Listing(
+            [LogLine.of_row(row.id, line) for _, line in page.rows],
+            str(page.next_cursor) if page.next_cursor is not None else None,
+        )
+
+    async def events(self, run_id: str) -> Listing[Event]:
+        """The story of one flow run: every move that it made, oldest first."""
+        await self._written()
+        row = await self._row(run_id)
+        return Listing([Event.of_row(row.id, r) for r in await self.reader.states(row.pk)])
+
+    async def _written(self) -> None:
+        self._check_open()
+        await self.journal.durable()
+
+    # --- limits -----------------------------------------------------------------------------------
+
+    async def set_limit(
+        self,
+        name: str,
+        limit: float | None,
+        period: float | None = None,
+        burst: int | None = None,
+    ) -> None:
+        """Set a named limit for all who use this store.
+
+        Args:
+            name: of the limit; ``tag:NAME`` limits all tasks with that tag.
+            limit: units at once, or with *period* starts per period; None lifts it, 0 pauses.
+            period: seconds; makes it a rate.
+            burst: lets a rate save up so many starts.
+        """
+        from asyncflow.store.base import LimitRow, Writes
+
+        self._check_open()
+        self.named.set(name, limit, period, burst)
+        self.calls._needs.clear()
+        self.executor.pump()
+        await self.journal.write_limit(Writes(limits=[LimitRow(name, limit, period, burst)]))
+
+    # --- resources, runners, hooks ----------------------------------------------------------------
+
+    async def resource(self, wanted: Resource[T], run: Run) -> T:
+        """The value of a resource, opened once for the engine, or for the run."""
+        if wanted.scope == "run":
+            if run.extra.resources is None:
+                run.extra.resources = Opened(self.loop)
+            value: T = await run.extra.resources.get(wanted)
+            return value
+        return await self._resources.get(wanted)
+
+    def runner(self, chosen: Any) -> Any:
+        """The runner for ``runner=``: an object that is one, or one of ours by name."""
+        if not isinstance(chosen, str):
+            self._runners.setdefault(id(chosen), chosen)
+            return chosen
+        found = self._runners.get(chosen)
+        if found is None:
+            from asyncflow.runner.process import ProcessRunner
+
+            found = self._runners[chosen] = ProcessRunner()
+        return found
+
+    def with_prints(self, function: Callable[[], Any], is_async: bool) -> Callable[[], Any]:
+        """*function* with what it prints stored as log lines."""
+        from asyncflow.logs import with_prints
+
+        return with_prints(function, is_async)
+
+    async def _task_hooks(self, spec: Any, call: Call, state: State[Any]) -> None:
+        await self._call_hooks(
+            call.options.hooks.at(call.phase), spec.task, TaskRun.of_call(call), state
+        )
+
+    async def run_hooks(self, owner: Any, item: Call | Run) -> None:
+        """Call the hooks for the state that a call or run is in."""
+        hooks = item.options.hooks.at(item.phase)
+        if isinstance(item, Run):
+            await self._call_hooks(hooks, owner, FlowRun(self, item), run_state(item))
+        else:
+            await self._call_hooks(hooks, owner, TaskRun.of_call(item), Executor.state_of(item))
+
+    async def _call_hooks(
+        self, hooks: Iterable[Callable[..., Any]], owner: Any, view: Any, state: State[Any]
+    ) -> None:
+        """Call hooks one after another. One that fails or takes too long changes nothing."""
+        for hook in hooks:
+            name = getattr(hook, "__name__", repr(hook))
+            try:
+                async with asyncio.timeout(HOOK_TIME):
+                    if inspect.iscoroutinefunction(hook):
+                        await hook(owner, view, state)
+                    else:
+                        answer = await self._hook_in_thread(hook, owner, view, state)
+                        if inspect.isawaitable(answer):
+                            await answer
+            except TimeoutError:
+                self.report(f"the hook {name} took longer than {HOOK_TIME:g} s and was left")
+            except Exception as error:  # noqa: BLE001 - hooks are told, they do not decide
+                self.report(f"the hook {name} failed: {error!r}")
+
+    async def _hook_in_thread(self, hook: Callable[..., Any], *args: Any) -> Any:
+        waiter: asyncio.Future[Any] = self.loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if not waiter.done():
+                if error is None:
+                    waiter.set_result(result)
+                else:
+                    waiter.set_exception(error)
+
+        self.threads.start(lambda: hook(*args), copy_context(), done)
+        return await waiter
+
+    # --- recording --------------------------------------------------------------------------------
+
+    def move_run(self, run: Run, state: StateType, name: str | None, message: str) -> None:
+        """Move a flow run and record it."""
+        now = self.clock.time()
+        self.machine.move_run(run, state, name, message, f"{moment(now):%H:%M:%S}")
+        owner = self.id if not state.is_final and state is not S.PAUSED else None
+        self.journal.run(
+            rows.run_row(run, owner, now),
+            StateRow(run.pk, now, state.value, run.shown_phase, message, run.epoch),
+        )
+
+    def record_mark(self, row: MarkRow) -> None:
+        """Record a decision."""
+        if self.durability != "off":
+            self.journal.mark(row)
+
+    async def flush_logs(self, run: Run) -> None:
+        """Hand the captured lines of a run to the journal."""
+        self._logs.flush()
+
+    def report(self, text: str) -> None:
+        """Say something to whoever operates this process."""
+        _log.warning("%s", text)
+
+    def _not_stored(self, call: Call, error: Exception) -> None:
+        key = (call.spec.name, type(call.value).__qualname__)
+        if key in self._warned:
+            return
+        self._warned.add(key)
+        self.report(
+            f"the result of task {call.spec.name!r} (a {type(call.value).__qualname__}) is not"
+            f" stored, so a resume would run it again: {error}; return plain data, or give the"
+            " task serializer='pickle'"
+        )
+
+    def _storage_failed(self, error: BaseException) -> None:
+        """Nothing can be recorded any more: stop everything, and say why."""
+        if self._broken is not None:
+            return
+        self._broken = error
+        for run in list(self.live.values()):
+            if run.parent is None:
+                self.flows.storage_failed(run, as_store_error(error))
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def _tag_set(tags: Iterable[str] | None) -> frozenset[str]:
+    return frozenset(tags or ())
+
+
+def _limit(limit: int) -> int:
+    if not isinstance(limit, int) or not 1 <= limit <= 10_000:
+        raise ValueError(f"limit={limit!r}: give a number from 1 to 10,000")
+    return limit
+
+
+def _cursor(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    try:
+        return int(cursor)
+    except ValueError:
+        raise ValueError(f"cursor={cursor!r} is not one that a listing gave") from None
+
+

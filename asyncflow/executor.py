@@ -1,0 +1,797 @@
+"""Carries out what the machine decides about calls: starts, times, stops and finishes them.
+
+This is the hot path. A call that waits costs nothing but its place in a line; a worker is an
+asyncio task that steps one call after another (`asyncflow.drive`), so a mapped item needs no
+task of its own. Workers are started when there is room for calls and end when there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context
+from datetime import UTC, datetime
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol
+
+from asyncflow import drive as driving
+from asyncflow.context import CURRENT
+from asyncflow.errors import (
+    InvalidParameters,
+    QueueTimeout,
+    TaskCancelled,
+    TaskTimeout,
+    Unresponsive,
+    WorkerLost,
+)
+from asyncflow.failures import dump
+from asyncflow.limits import RETAKE
+from asyncflow.machine import Machine
+from asyncflow.retry import RETRY_AFTER_CAP, asked_delay
+from asyncflow.run import MISSING, Batch, Call, Hold, Run
+from asyncflow.states import State, StateType
+from asyncflow.store.base import AttemptRow
+from asyncflow.writer import uncancelled
+
+if TYPE_CHECKING:
+    from asyncflow.clock import Clock
+    from asyncflow.journal import Journal
+    from asyncflow.runner.threads import Threads
+
+S = StateType
+_COMPLETED, _PENDING, _SCHEDULED = S.COMPLETED, S.PENDING, S.SCHEDULED
+_drive = driving.drive
+
+#: Calls that are finished in one turn of the loop before others get theirs.
+TURN = 512
+#: Seconds between two times that stubborn code is told to stop. Not at once again: an orderly
+#: clean-up may await, too.
+REMIND = 0.05
+#: Attempts of one call that may be cut off by the death of a worker process.
+MOST_LOSSES = 3
+#: Calls that have run so long (seconds) are recorded as running.
+NOTICE = 0.2
+
+#: Types that a result can have without being a state or future, checked first.
+_PLAIN = frozenset({type(None), int, str, float, bool, bytes, dict})
+
+
+class Bodies(Protocol):
+    """What lies beyond the plain coroutine function: prepared and run elsewhere."""
+
+    def prepare(self, call: Call, context: Context) -> Generator[Any, Any, None]:
+        """Fill in resources, name the run, tell on_running."""
+        ...
+
+    def invoke(self, call: Call, context: Context) -> Generator[Any, Any, Any]:
+        """Run the function of the call where it belongs; its value or exception."""
+        ...
+
+
+class _Deadlines:
+    """The running calls that have the same `timeout_seconds`, in order of their deadlines."""
+
+    __slots__ = ("calls", "timer")
+
+    def __init__(self) -> None:
+        self.calls: dict[Call, None] = {}
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Executor:
+    """Runs the calls of one engine on one event loop."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        threads: Threads,
+        rng: Random,
+        grace: float,
+    ) -> None:
+        self.machine = machine
+        self.loop = loop
+        self.clock = clock
+        self.threads = threads
+        self.rng = rng
+        self.grace = grace
+        self.journal: Journal | None = None
+        self.bodies: Bodies | None = None
+        self.hooks: Callable[[Any, Any, State[Any]], Awaitable[None]] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._left = TURN
+        self._turning = False
+        self._pumping = False
+        self._timeouts: dict[float, _Deadlines] = {}
+        self._running: dict[Call, None] = {}
+        self._tick: asyncio.TimerHandle | None = None
+        self._tick_at = 0.0
+        self._notice: asyncio.TimerHandle | None = None
+
+    # --- carrying out ---------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Carry out what the machine has decided: to be called after each verb."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            self.drain()
+            while (call := self._next()) is not None:
+                self._spawn(call)
+        finally:
+            self._pumping = False
+        self._arm_tick()
+
+    def drain(self) -> None:
+        """Carry out everything but the start of calls."""
+        machine = self.machine
+        while machine.ended or machine.stops or machine.awake or machine.queued:
+            if machine.ended:
+                ended, machine.ended = machine.ended, []
+                self.acknowledge(ended)
+            if machine.stops:
+                stops, machine.stops = machine.stops, []
+                for call in stops:
+                    self.stop(call, "cancel")
+            if machine.queued:
+                queued, machine.queued = machine.queued, []
+                for call in queued:
+                    self._bound(call)
+            if machine.awake:
+                self._wake_all()
+        if machine.changed and self.journal is not None:
+            self.journal.soon()
+
+    def acknowledge(self, calls: list[Call]) -> None:
+        """These calls have ended, and that is recorded as far as it has to be."""
+        machine = self.machine
+        for call in calls:
+            if call.phase is _COMPLETED and not call.spec.has_hooks:
+                if not call.settled:
+                    machine.settle(call)
+            elif call.settled:
+                continue
+            elif call.phase is _SCHEDULED:
+                if call.retry_at is not None:
+                    wait = call.retry_at - self.clock.time()
+                    machine.retry_at(call, self.loop.time() + max(0.0, wait))
+            elif call.spec.has_hooks:
+                self.background(self._tell_hooks(call), "asyncflow-hooks")
+            else:
+                machine.settle(call)
+
+    def committed(self, calls: list[Call]) -> None:
+        """The journal has recorded the ends of these calls, or their wait for a retry."""
+        self.acknowledge(calls)
+        self.pump()
+
+    async def _tell_hooks(self, call: Call) -> None:
+        try:
+            if self.hooks is not None:
+                await self.hooks(call.spec, call, self.state_of(call))
+        finally:
+            self.machine.settle(call)
+            self.pump()
+
+    def _next(self) -> Call | None:
+        """The next call that a worker should run; wakes everybody else whose turn it is."""
+        machine = self.machine
+        while (waiter := machine.next(self.loop.time())) is not None:
+            if type(waiter) is Hold:
+                self._wake(waiter.direct)
+                continue
+            call: Call = waiter
+            if call.phase is not _PENDING and call.phase.is_final:
+                machine.settle(call)
+                if machine.awake:
+                    self._wake_all()
+                self._left -= 1
+                if self._left <= 0:
+                    # A long map that is answered from the store must not hold the loop.
+                    self._soon_again()
+                    return None
+            elif call.direct is not None:
+                self._wake(call.direct)
+            else:
+                return call
+        return None
+
+    def _soon_again(self) -> None:
+        if not self._turning:
+            self._turning = True
+            self.loop.call_soon(self._new_turn)
+
+    def _new_turn(self) -> None:
+        self._turning = False
+        self._left = TURN
+        self.pump()
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _wake_all(self) -> None:
+        machine = self.machine
+        while machine.awake:
+            awake, machine.awake = machine.awake, []
+            for item in awake:
+                if isinstance(item, Run):
+                    self._wake(item.idle)
+                    continue
+                waiters, item.waiters = item.waiters, None
+                for waiter in waiters or ():
+                    if isinstance(waiter, asyncio.Future):
+                        self._wake(waiter)
+                    else:
+                        self.loop.call_soon(waiter, item)
+
+    def _spawn(self, call: Call) -> None:
+        self.background(_Steps(self._work(call)).run(), "asyncflow-worker")
+
+    def background(self, coro: Any, name: str) -> asyncio.Task[Any]:
+        """Start a task that the engine keeps until it is done."""
+        task: asyncio.Task[Any] = self.loop.create_task(coro, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _work(self, call: Call | None) -> Generator[Any, Any, None]:
+        """Run calls one after another, while there are any that may run."""
+        machine, journal = self.machine, self.journal
+        time, running = self.clock.time, self._running
+        while call is not None:
+            spec = call.spec
+            if spec.plain and not call.upstream:
+                # `attempt`, for a coroutine without anything special: the hottest path.
+                machine.start(call, time())
+                running[call] = None
+                context = call.context.copy()
+                context.run(CURRENT.set, call)
+                try:
+                    value = yield from _drive(call, spec.fn(*call.args, **call.kwargs), context)
+                except BaseException as error:  # noqa: BLE001 - every end of user code is judged
+                    yield from self._ended_badly(call, error)
+                else:
+                    call.stop = None
+                    if value.__class__ in _PLAIN:
+                        machine.complete(call, value, time())
+                    else:
+                        yield from self._ended_well(call, value)
+                finally:
+                    running.pop(call, None)
+                if self._notice is None:
+                    self._notice = self.loop.call_later(NOTICE, self._note_running)
+            else:
+                yield from self.attempt(call)
+            del call
+            if machine.awake or machine.ended or machine.changed or machine.stops:
+                self.drain()
+            self._left -= 1
+            while self._left <= 0 or (journal is not None and journal.behind):
+                self._soon_again()
+                yield
+            call = self._next()
+            if call is not None and machine.more():
+                self.pump()
+        self._arm_tick()
+
+    # --- one attempt ----------------------------------------------------------------------------
+
+    def attempt(self, call: Call) -> Generator[Any, Any, None]:
+        """Make one attempt of a call that holds its slots; its state says how it ended."""
+        options, spec, machine = call.options, call.spec, self.machine
+        machine.start(call, self.clock.time())
+        self._running[call] = None
+        if self._notice is None:
+            self._notice = self.loop.call_later(NOTICE, self._note_running)
+        context = call.context.copy()
+        context.run(CURRENT.set, call)
+        try:
+            if spec.slow:
+                if self.bodies is None:
+                    raise RuntimeError("the executor was given no bodies")
+                yield from self.bodies.prepare(call, context)
+                if options.timeout is not None:
+                    self._arm(call, options.timeout, options.timeout_mode)
+                value = yield from self.bodies.invoke(call, context)
+            else:
+                if options.timeout is not None:
+                    self._arm(call, options.timeout, options.timeout_mode)
+                args, kwargs = call.args, call.kwargs
+                if call.upstream:
+                    args, kwargs = spec.resolve(call)
+                value = yield from _drive(call, spec.fn(*args, **kwargs), context)
+        except BaseException as error:  # noqa: BLE001 - every end of user code is judged
+            yield from self._ended_badly(call, error)
+        else:
+            if call.expires is not None:
+                self._disarm(call)
+                if self.loop.time() >= call.expires:
+                    yield from self._ended_badly(call, None)
+                    return
+            call.stop = None
+            call.pending = False
+            if value.__class__ in _PLAIN:
+                machine.complete(call, value, self.clock.time())
+            else:
+                yield from self._ended_well(call, value)
+        finally:
+            self._running.pop(call, None)
+
+    def _ended_well(self, call: Call, value: Any) -> Generator[Any, Any, None]:
+        """Code returned something that may stand for something else."""
+        if isinstance(value, State):
+            yield from self._ended_as(call, value)
+            return
+        resolve = call.spec.resolve_result
+        if resolve is not None and call.spec.returns_futures(value):
+            try:
+                value = yield from resolve(value).__await__()
+            except BaseException as error:  # noqa: BLE001 - as if the code had awaited it
+                yield from self._ended_badly(call, error)
+                return
+        if not call.phase.is_final:
+            self.machine.complete(call, value, self.clock.time())
+
+    def _ended_as(self, call: Call, state: State[Any]) -> Generator[Any, Any, None]:
+        """Code returned the state that it wants to end in."""
+        now = self.clock.time()
+        match state.type:
+            case S.COMPLETED:
+                name = None if state.name == "Completed" else state.name
+                self.machine.complete(call, state.data, now, name)
+                call.message = state.message
+            case S.CANCELLED:
+                text = state.message or f"{call.display} returned Cancelled"
+                self.machine.stopped(call, TaskCancelled(text), now, text)
+            case S.FAILED:
+                error = state.result(raise_on_failure=False)
+                yield from self._failed(call, error, None, state.message)
+            case _:
+                text = f"{call.display} returned the state {state.name}, which ends nothing:"
+                text += " return Completed, Failed or Cancelled"
+                yield from self._failed(call, InvalidParameters(text), None, text)
+
+    def _ended_badly(
+        self, call: Call, error: BaseException | None
+    ) -> Generator[Any, Any, None]:
+        """Code raised *error*, or returned too late (None): decide what that means."""
+        machine, now = self.machine, self.clock.time()
+        why, call.stop = call.stop, None
+        call.pending = False
+        late = False
+        if call.expires is not None:
+            late = self.loop.time() >= call.expires
+            self._disarm(call)
+        if call.phase.is_final:
+            return  # it was given up before
+        if isinstance(error, GeneratorExit):
+            raise error
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            machine.fail(call, error, now, None, f"{type(error).__name__} was raised in it")
+            raise error
+        if call.phase is S.CANCELLING:
+            text = call.message
+            machine.stopped(call, TaskCancelled(text), now, text)
+        elif why == "timeout" or late or (error is None):
+            text = self._timeout_text(call)
+            timeout = TaskTimeout(text)
+            timeout.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
+            yield from self._failed(call, timeout, "TimedOut", text)
+        elif isinstance(error, asyncio.CancelledError):
+            text = "its own code was cancelled from inside"
+            if why == "total":
+                text = f"{call.display} was stopped after total_timeout_seconds"
+                machine.fail(call, TaskTimeout(text), now, "TimedOut", text)
+                return
+            carrier = asyncio.current_task()
+            host = carrier is not None and carrier.cancelling() > 0
+            if host:
+                text = "cancelled by the host of the flow"
+            machine.stopped(call, TaskCancelled(f"{call.display} was cancelled: {text}"), now, text)
+        else:
+            yield from self._failed(call, error, None, "")
+        if isinstance(error, asyncio.CancelledError):
+            carrier = asyncio.current_task()
+            if carrier is not None and carrier.cancelling() > 0:
+                # The host's own cancellation passes through, whatever became of the call.
+                raise error
+
+    def _timeout_text(self, call: Call) -> str:
+        text = f"{call.display} exceeded its timeout of {call.options.timeout:g} s"
+        if call.message.startswith("did not stop"):
+            text += f"; it {call.message}"
+        return text
+
+    def _failed(
+        self, call: Call, error: BaseException, name: str | None, text: str
+    ) -> Generator[Any, Any, None]:
+        """An attempt failed: another follows, or the call has failed."""
+        if isinstance(error, WorkerLost) and call.interruptions < MOST_LOSSES:
+            # Not the code's failure: it is begun again, and counted apart.
+            call.interruptions += 1
+            self._back_off(call, error, 0.0, self.clock.time())
+            return
+        call.failures += 1
+        policy, now = call.options.retry, self.clock.time()
+        reason = text
+        if policy.retries and policy.answers(call.failures, error):
+            verdict = yield from self._may_retry(call, error)
+            if verdict is True:
+                wait = policy.delay(call.failures, error, now, self.rng)
+                if wait is None:
+                    asked = asked_delay(error, now)
+                    reason = (
+                        f"the server asked to wait {asked:g} s, longer than the"
+                        f" {RETRY_AFTER_CAP:g} s that are allowed"
+                    )
+                elif call.deadline is not None and now + wait >= call.deadline:
+                    reason = "the next attempt would begin after its deadline"
+                elif not call.phase.is_final and call.phase is not S.CANCELLING:
+                    self._back_off(call, error, wait, now)
+                    return
+            elif isinstance(verdict, str):
+                reason = verdict
+        if call.phase.is_final:
+            return
+        self._note_attempts(call, error, reason if reason != text else "")
+        self.machine.fail(call, error, now, name, reason)
+
+    def _may_retry(self, call: Call, error: BaseException) -> Generator[Any, Any, bool | str]:
+        """Whether policy and budget allow another attempt; a string says why not."""
+        run, budget = call.run, call.run.options.retry_budget
+        if budget is not None and run.retried + 1 > max(1.0, budget * run.seq):
+            return f"the retry budget of the flow ({budget:.0%} of its calls) is used up"
+        condition = call.options.retry_condition
+        if condition is None:
+            return True
+        state: State[Any] = State(
+            S.FAILED, "", str(error), attempt=call.attempt, error=error
+        )
+        try:
+            answer = condition(call.spec.task, call.spec.view(call), state)
+            if inspect.isawaitable(answer):
+                answer = yield from _awaited(answer).__await__()
+        except Exception as raised:  # noqa: BLE001 - a condition that raises means: no retry
+            error.add_note(f"asyncflow: its retry_condition_fn raised {raised!r}, so no retry")
+            return "its retry_condition_fn raised"
+        return bool(answer)
+
+    def _back_off(self, call: Call, error: BaseException, wait: float, now: float) -> None:
+        run = call.run
+        run.retried += 1
+        line = f"attempt {call.attempt}: {type(error).__name__}: {error}"
+        call.past = [*(call.past or ()), line[:500]]
+        text = f"{line[:300]}; next in {wait:.3g} s"
+        if self.journal is not None:
+            self.journal.attempt(
+                AttemptRow(
+                    run.pk, call.seq, call.attempt, call.started, now, now + wait, dump(error)
+                )
+            )
+        self.machine.back_off(call, error, now + wait, text)
+        if self.journal is None:
+            self.machine.retry_at(call, self.loop.time() + wait)
+        elif self.machine.at_once:
+            self.acknowledge([call])
+
+    @staticmethod
+    def _note_attempts(call: Call, error: BaseException, reason: str) -> None:
+        if not call.past and not reason:
+            return
+        lines = [*(call.past or ()), f"attempt {call.attempt}: {type(error).__name__}: {error}"]
+        text = f"asyncflow: {call.display} failed in {len(lines)} attempts"
+        if reason:
+            text += f" ({reason})"
+        error.add_note(text + ":\n  " + "\n  ".join(line[:500] for line in lines))
+
+    # --- calls of other tasks of the loop -------------------------------------------------------
+
+    async def direct(self, call: Call, upstream: list[Call]) -> None:
+        """Make the whole call here, in the task of the caller; returns when it is settled."""
+        call.seen = True
+        machine = self.machine
+        ready = machine.submit(call, upstream, call.created, at_once=True)
+        if not ready:
+            call.direct = self.loop.create_future()
+            self.pump()
+        while True:
+            if not ready:
+                await self._its_turn(call)
+            if call.phase.is_final:
+                break
+            await _Steps(self.attempt(call))
+            if call.phase is not _SCHEDULED:
+                break
+            ready = False
+            call.direct = self.loop.create_future()
+            self.pump()
+        await self._settled_here(call)
+
+    async def _its_turn(self, call: Call) -> None:
+        try:
+            while not call.holding and not call.phase.is_final:
+                if call.direct.done():
+                    if not call.limits:
+                        break
+                    call.direct = self.loop.create_future()
+                await call.direct
+        except asyncio.CancelledError:
+            text = "cancelled while it waited for its turn"
+            self.machine.cancel(call, text, self.clock.time(), TaskCancelled(text))
+            self.pump()
+            raise
+        finally:
+            call.direct = None
+
+    async def _settled_here(self, call: Call) -> None:
+        """Wait for the record of a call that ended in this task: first try to write it here."""
+        self.drain()
+        if not call.settled and self.journal is not None and not self._running:
+            self.journal.write()
+        if not call.settled:
+            waiter = self.loop.create_future()
+            self.add_waiter(call, waiter)
+            await uncancelled(waiter)
+        else:
+            self.pump()
+
+    @staticmethod
+    def add_waiter(item: Call | Batch, waiter: Any) -> None:
+        """Have *waiter* (a future, or a function of the item) told when the item settles."""
+        if item.waiters is None:
+            item.waiters = []
+        item.waiters.append(waiter)
+
+    async def wait(self, item: Call | Batch) -> None:
+        """Wait until a call or a whole map has settled."""
+        waiter = self.loop.create_future()
+        self.add_waiter(item, waiter)
+        try:
+            await waiter
+        finally:
+            if item.waiters is not None and waiter in item.waiters:
+                item.waiters.remove(waiter)
+
+    async def lend_while(self, call: Call, waiting: Awaitable[Any]) -> Any:
+        """Await something for the code of *call*, whose slots others may have meanwhile."""
+        self.machine.lend(call)
+        self.pump()
+        try:
+            result = await waiting
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            await self._retake(call)
+            raise
+        await self._retake(call)
+        return result
+
+    async def _retake(self, call: Call) -> None:
+        if not call.limits or self.machine.retake_now(call):
+            return
+        await self.hold(Hold(call.run, call, call.limits, RETAKE))
+        call.holding = True
+
+    async def hold(self, hold: Hold) -> None:
+        """Wait in line until *hold* has its units."""
+        hold.direct = self.loop.create_future()
+        self.machine.wait_for_slots(hold)
+        self.pump()
+        try:
+            await hold.direct
+        except asyncio.CancelledError:
+            hold.live = False
+            if hold.holding:
+                self.release(hold)
+            raise
+
+    def release(self, hold: Hold) -> None:
+        """Give back what *hold* has."""
+        if hold.holding:
+            hold.holding = False
+            hold.live = False
+            self.machine.release(hold.limits)
+            self.pump()
+
+    # --- stopping -------------------------------------------------------------------------------
+
+    def cancel(self, call: Call, text: str) -> None:
+        """Cancel one call."""
+        self.machine.cancel(call, text, self.clock.time(), TaskCancelled(text))
+        self.pump()
+
+    def stop(self, call: Call, why: str) -> None:
+        """Tell the running code of a call to stop, and see to it that it does."""
+        grace = call.options.grace
+        until = self.loop.time() + (self.grace if grace is None else grace)
+        driving.stop(call, why)
+        if call.child is not None and call.child.engine is not None:
+            call.child.engine.cancel_child(call.child, call.message)
+        self.loop.call_later(REMIND, self._remind, call, call.attempt, why, until)
+
+    def _remind(self, call: Call, attempt: int, why: str, until: float) -> None:
+        if call.attempt != attempt or call not in self._running or call.stop is None:
+            return
+        now = self.loop.time()
+        if now >= until:
+            self._give_up(call)
+            return
+        if call.child is None:
+            driving.stop(call, why)
+        self.loop.call_at(min(now + REMIND, until), self._remind, call, attempt, why, until)
+
+    def _give_up(self, call: Call) -> None:
+        """The code of a call does not stop: end it by force, or go on without it."""
+        grace = self.grace if call.options.grace is None else call.options.grace
+        place = driving.where(call)
+        at = f" at {place}" if place else ""
+        call.message = f"did not stop within {grace:g} s{at}"
+        if call.body is not None and hasattr(call.body, "abandon"):
+            call.body.abandon(Unresponsive(f"{call.display} {call.message}"))
+        else:
+            driving.stop(call, driving.KILL)
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def _arm(self, call: Call, seconds: float, mode: str) -> None:
+        """Begin the timeout of an attempt."""
+        call.expires = self.loop.time() + seconds
+        if mode == "soft":
+            return
+        group = self._timeouts.get(seconds)
+        if group is None:
+            group = self._timeouts[seconds] = _Deadlines()
+        group.calls[call] = None
+        if group.timer is None:
+            group.timer = self.loop.call_at(call.expires, self._expire, seconds)
+
+    def _disarm(self, call: Call) -> None:
+        timeout = call.options.timeout
+        if timeout is not None:
+            group = self._timeouts.get(timeout)
+            if group is not None:
+                group.calls.pop(call, None)
+
+    def _expire(self, seconds: float) -> None:
+        """Stop the calls whose timeout is over: the oldest of their group."""
+        group = self._timeouts[seconds]
+        group.timer = None
+        now = self.loop.time()
+        while group.calls:
+            call = next(iter(group.calls))
+            assert call.expires is not None
+            if call.expires > now:
+                group.timer = self.loop.call_at(call.expires, self._expire, seconds)
+                return
+            del group.calls[call]
+            self.stop(call, "timeout")
+        del self._timeouts[seconds]
+
+    def _bound(self, call: Call) -> None:
+        """A call with a total or queue timeout has got in line."""
+        options = call.options
+        if options.total_timeout is not None and call.deadline is None:
+            call.deadline = self.clock.time() + options.total_timeout
+        if call.deadline is not None and call.timer is None:
+            wait = max(0.0, call.deadline - self.clock.time())
+            call.timer = self.loop.call_later(wait, self._total_over, call)
+        if options.queue_timeout is not None:
+            self.loop.call_later(options.queue_timeout, self._queue_over, call, call.attempt)
+
+    def _total_over(self, call: Call) -> None:
+        if call.phase.is_final:
+            return
+        if call in self._running:
+            self.stop(call, "total")
+            return
+        text = f"{call.display} exceeded its total timeout of {call.options.total_timeout:g} s"
+        self.machine.fail(call, TaskTimeout(text), self.clock.time(), "TimedOut", text)
+        self._wake(call.direct)
+        self.pump()
+
+    def _queue_over(self, call: Call, attempt: int) -> None:
+        if call.phase.is_final or call.attempt != attempt or call.holding:
+            return
+        text = f"{call.display} got no slot within {call.options.queue_timeout:g} s"
+        self.machine.fail(call, QueueTimeout(text), self.clock.time(), "TimedOut", text)
+        self._wake(call.direct)
+        self.pump()
+
+    def _arm_tick(self) -> None:
+        """Have the machine told when something of its own falls due."""
+        when = self.machine.next_tick(self.loop.time())
+        if when is None:
+            return
+        if self._tick is not None:
+            if self._tick_at <= when:
+                return
+            self._tick.cancel()
+        self._tick_at = when
+        self._tick = self.loop.call_at(when, self._ticked)
+
+    def _ticked(self) -> None:
+        self._tick = None
+        self.machine.tick(self.loop.time())
+        self.pump()
+
+    def _note_running(self) -> None:
+        """Record calls that have been running for a while, so that others can see them."""
+        self._notice = None
+        if not self._running:
+            return
+        before = self.clock.time() - NOTICE
+        for call in self._running:
+            if call.started is not None and call.started <= before and not call.dirty:
+                if call.noticed != call.attempt:
+                    call.noticed = call.attempt
+                    self.machine.note(call)
+        if self.machine.changed and self.journal is not None:
+            self.journal.soon()
+        self._notice = self.loop.call_later(NOTICE, self._note_running)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    @staticmethod
+    def state_of(call: Call) -> State[Any]:
+        """The state of a call, for people and hooks."""
+        return state_of(call)
+
+    async def aclose(self) -> None:
+        """Wait for what is still on its way; cancel timers."""
+        for handle in (self._tick, self._notice):
+            if handle is not None:
+                handle.cancel()
+        self._tick = self._notice = None
+        for group in self._timeouts.values():
+            if group.timer is not None:
+                group.timer.cancel()
+        self._timeouts.clear()
+        tasks = [t for t in self._tasks if t is not asyncio.current_task()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+
+
+class _Steps:
+    """A generator of steps as something that can be awaited."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self, steps: Generator[Any, Any, Any]) -> None:
+        self.steps = steps
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.steps
+
+    async def run(self) -> Any:
+        return await self
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def state_of(call: Call) -> State[Any]:
+    """The public state of a call."""
+    moment = call.ended if call.ended is not None else call.started or call.created
+    data = None
+    error = call.error
+    if call.phase is _COMPLETED:
+        error = None
+        if call.value is MISSING:
+            error = call.error
+        else:
+            data = call.value
+    return State(
+        call.phase,
+        call.shown_phase,
+        call.message,
+        datetime.fromtimestamp(moment, UTC),
+        call.attempt,
+        data,
+        error,
+    )

@@ -1,0 +1,648 @@
+"""Carries out flow runs: begins them, drives their bodies, joins what they started, ends them.
+
+A run ends only when everything that it started has ended: when its body returns, what is
+still running is waited for; when its body raises or is stopped, the rest is cancelled first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from asyncflow import codec, rows
+from asyncflow import drive as driving
+from asyncflow.calls import History
+from asyncflow.context import CURRENT, TAGS
+from asyncflow.decisions import Decisions
+from asyncflow.errors import (
+    FlowTimeout,
+    InvalidParameters,
+    NotSerializable,
+    RunCancelled,
+    RunInterrupted,
+    StoreError,
+    Unresponsive,
+    UpstreamFailed,
+)
+from asyncflow.future import resolve
+from asyncflow.ids import new_run_id
+from asyncflow.limits import Slots
+from asyncflow.registry import reference
+from asyncflow.resources import Opened
+from asyncflow.run import MISSING, Call, Run
+from asyncflow.spec import Spec, format_name
+from asyncflow.states import State, StateType
+from asyncflow.store.base import ResultKind, RunRow, StateRow
+from asyncflow.writer import uncancelled
+
+if TYPE_CHECKING:
+    from asyncflow.engine import Engine
+    from asyncflow.flows import Flow
+
+S = StateType
+
+#: Seconds between two times that a stubborn flow body is told to stop.
+REMIND = 0.05
+
+
+@dataclass(slots=True)
+class Extra:
+    """What only this module and the engine need to know of a live run."""
+
+    ref: str
+    root: int
+    stored_parameters: bytes
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    decisions: Decisions
+    resources: Opened | None = None
+    result_kind: int = ResultKind.NONE
+    result: bytes | None = None
+    task: asyncio.Task[Any] | None = None
+    log_count: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+
+class Flows:
+    """The flow runs of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- beginning ------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        flow: Flow[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        parent: Call | None = None,
+        idempotency_key: str | None = None,
+        tags: frozenset[str] = frozenset(),
+        run_name: str | None = None,
+    ) -> tuple[Run, bool]:
+        """A new run, durable when this returns; or the one that has the idempotency key."""
+        engine = self._engine
+        values = flow.parameters.check(flow.parameters.bind(args, kwargs))
+        engine.masker.learn(values)
+        run = Run(new_run_id(engine.clock.time()), 0, flow, engine, engine.clock.time())
+        run.parameters = values
+        run.idempotency_key = idempotency_key
+        self._place(run, parent, tags)
+        run.run_name = run_name or self._name(flow, values)
+        run.extra = Extra(
+            reference(flow),
+            run.parent.extra.root if run.parent is not None else 0,
+            flow.parameters.store(values),
+            *flow.parameters.split(values),
+            Decisions(0, engine.record_mark),
+        )
+        if flow.options.timeout is not None:
+            run.deadline = run.created + flow.options.timeout
+        row = rows.run_row(run, engine.id, run.created)
+        state = StateRow(0, run.created, row.state, row.state_name, "", run.epoch)
+        row, created = await engine.create_run(row, state)
+        if not created:
+            return engine.live_or_stored(row, flow), False
+        run.pk = row.pk
+        run.extra.root = row.root
+        run.extra.decisions = Decisions(run.pk, engine.record_mark)
+        self._bind(run)
+        return run, True
+
+    def _place(self, run: Run, parent: Call | None, tags: frozenset[str]) -> None:
+        """Where the run belongs: its parent, and what it inherits."""
+        own = run.options.tags | tags | TAGS.get()
+        if parent is not None:
+            run.call = parent
+            run.parent = parent.run
+            parent.child = run
+            own |= parent.run.tags
+        run.tags = own
+
+    @staticmethod
+    def _name(flow: Flow[..., Any], values: dict[str, Any]) -> str:
+        template = flow.options.run_name
+        if template is None:
+            return ""
+        return str(template()) if callable(template) else format_name(template, values)
+
+    def _bind(self, run: Run) -> None:
+        """Limits of the run: its own, or those of its parent."""
+        size = run.options.max_concurrency
+        if size is not None:
+            run.limit = ((Slots(f"run:{run.id}", size), 1),)
+        elif run.parent is not None:
+            run.limit = run.parent.limit
+
+    def revive(
+        self,
+        row: RunRow,
+        flow: Flow[..., Any],
+        values: dict[str, Any],
+        parent: Call | None,
+        fresh: bool,
+    ) -> Run:
+        """A stored run that goes on: claimed already, its history not yet loaded."""
+        engine = self._engine
+        run = Run(row.id, row.pk, flow, engine, row.created_at)
+        values = flow.parameters.check(values)
+        run.parameters = values
+        run.run_name = row.name
+        run.idempotency_key = row.idempotency_key
+        run.epoch = row.epoch
+        run.attempt = row.attempt
+        run.recoveries = row.recoveries
+        run.started = row.started_at
+        run.deadline = row.deadline_at
+        if fresh and flow.options.timeout is not None:
+            run.deadline = engine.clock.time() + flow.options.timeout
+        self._place(run, parent, frozenset(row.tags))
+        run.failed_seqs = row.ended_by
+        run.extra = Extra(
+            row.flow_ref,
+            row.root,
+            row.parameters,
+            *flow.parameters.split(values),
+            Decisions(row.pk, engine.record_mark),
+        )
+        run.phase = S.SCHEDULED
+        self._bind(run)
+        return run
+
+    async def load(self, run: Run, fresh: bool) -> None:
+        """Read what a former life of the run recorded."""
+        store, pk = self._engine.store, run.pk
+        again = frozenset(run.failed_seqs) if fresh else frozenset()
+
+        def read() -> tuple[Any, Any, Any]:
+            return store.calls(pk), store.children(pk), store.marks(pk)
+
+        tasks, children, marks = await self._engine.writer.do(read)
+        run.seen_hashes.clear()
+        run.repeats.clear()
+        run.history = History(tasks, children, again, fresh)
+        run.seq = max((row.seq for row in tasks), default=0)
+        run.seq = max([run.seq, *(c.parent_seq or 0 for c in children)])
+        run.extra.decisions.restore(marks)
+        run.failed_seqs = ()
+
+    # --- a child run ----------------------------------------------------------------------------
+
+    async def child(self, call: Call, context: Context) -> Any:
+        """The run of a flow that is called in a flow, as the body of that call."""
+        flow = call.spec.task
+        parent = call.run
+        row = parent.history.take_child(call.identity) if parent.history is not None else None
+        run: Run | None = None
+        if row is not None:
+            answer = await self._answered(call, row, parent)
+            if answer is not None:
+                return answer[0]
+            run = await self._reopen_child(call, row, flow, parent)
+        if run is None:
+            run, _ = await self.create(flow, call.args, call.kwargs, parent=call)
+        return await self.carry_out(run, context)
+
+    async def _answered(self, call: Call, row: RunRow, parent: Run) -> tuple[Any] | None:
+        """The stored end of a child run, unless it has to run again."""
+        state = S(row.state)
+        if state is S.COMPLETED and row.result_kind != ResultKind.NOT_STORED:
+            value = rows.value_of(
+                row.result_kind, row.result, self._engine.store.load_file, row.id
+            )
+            call.seq = row.parent_seq or call.seq
+            return (value,)
+        if state is S.FAILED and not parent.history.fresh:
+            from asyncflow import failures
+
+            raise failures.rebuild(row.error or b"null")
+        return None
+
+    async def _reopen_child(
+        self, call: Call, row: RunRow, flow: Flow[..., Any], parent: Run
+    ) -> Run:
+        engine = self._engine
+        if row.state in (S.COMPLETED, S.FAILED, S.CANCELLED, S.CRASHED) or row.engine != engine.id:
+            # Its tree was claimed with the root; what had ended is opened under the same owner.
+            claimed = await engine.claim(row)
+            row = claimed or row
+        values = flow.parameters.bind(call.args, call.kwargs)
+        run = self.revive(row, flow, values, call, parent.history.fresh)
+        call.seq = row.parent_seq or call.seq
+        await self.load(run, parent.history.fresh)
+        return run
+
+    # --- the whole life -------------------------------------------------------------------------
+
+    async def carry_out(self, run: Run, context: Context | None = None) -> Any:
+        """Run it to its end, here. Its value is returned, or its exception raised.
+
+        A cancellation of the task that awaits this passes through, after the run has been
+        wound up and recorded.
+        """
+        engine = self._engine
+        engine.live[run.id] = run
+        context = (context or copy_context()).copy()
+        context.run(CURRENT.set, run)
+        host: asyncio.CancelledError | None = None
+        try:
+            while True:
+                self._begin(run)
+                error, host = await self._attempt(run, context)
+                again = None if host is not None else self._retry_delay(run, error)
+                if again is None:
+                    break
+                assert error is not None
+                await self._wait_again(run, error, again)
+            winding_up = engine.executor.background(self._end(run, error), "asyncflow-end")
+            host = await self._through(winding_up) or host
+        finally:
+            self._forget(run)
+        if host is not None:
+            raise host
+        if run.error is not None:
+            raise run.error
+        return run.value
+
+    def _begin(self, run: Run) -> None:
+        """Enter RUNNING, and set the deadline's alarm."""
+        engine = self._engine
+        now = engine.clock.time()
+        run.attempt += 1
+        if run.started is None:
+            run.started = now
+        engine.move_run(run, S.RUNNING, "Retrying" if run.attempt > 1 else None, "")
+        if run.deadline is not None and run.extra.timer is None:
+            wait = max(0.0, run.deadline - now)
+            run.extra.timer = engine.loop.call_later(wait, self._deadline, run)
+
+    def _deadline(self, run: Run) -> None:
+        if run.phase is S.RUNNING:
+            self.stop(run, "timeout", f"{run.display} exceeded its timeout")
+
+    async def _attempt(
+        self, run: Run, context: Context
+    ) -> tuple[BaseException | None, asyncio.CancelledError | None]:
+        """Run the body once and wind up what it left: its error, and the host's cancellation."""
+        engine = self._engine
+        carrier = asyncio.current_task()
+        before = carrier.cancelling() if carrier is not None else 0
+        error: BaseException | None = None
+        host: asyncio.CancelledError | None = None
+        try:
+            if run.options.hooks.on_running:
+                await engine.run_hooks(run.flow, run)
+            run.value = await driving.Driven(run, self._whole(run), context)
+        except BaseException as raised:  # noqa: BLE001 - every end of user code is judged
+            error = raised
+            if isinstance(raised, GeneratorExit):
+                raise
+            if isinstance(raised, asyncio.CancelledError) and (
+                carrier is not None and carrier.cancelling() > before
+            ):
+                host = raised
+        if error is None:
+            error = self._returned(run)
+        if run.live:
+            unwinding = engine.executor.background(
+                self._cancel_rest(run, error), "asyncflow-unwind"
+            )
+            host = await self._through(unwinding) or host
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            run.error = error
+        return error, host
+
+    async def _through(self, task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+        """Wait for work that must be done; a cancellation that comes meanwhile is returned."""
+        import anyio
+
+        with anyio.CancelScope(shield=True):
+            try:
+                await uncancelled(task)
+            except asyncio.CancelledError as error:
+                if task.cancelled():
+                    raise
+                return error
+        return None
+
+    async def _whole(self, run: Run) -> Any:
+        """The body, and the wait for everything that it started."""
+        flow, extra = run.flow, run.extra
+        function: Callable[[], Any] = partial(flow.fn, *extra.args, **extra.kwargs)
+        if flow.options.log_prints:
+            function = self._engine.with_prints(function, flow.is_async)
+        if flow.is_async:
+            value = await function()
+        else:
+            value = await self._in_thread(run, function)
+        if Spec.returns_futures(value):
+            value = await resolve(value)
+        while run.live:
+            run.idle = self._engine.loop.create_future()
+            try:
+                await run.idle
+            finally:
+                run.idle = None
+        failed = self._unseen(run)
+        if failed is not None:
+            raise failed
+        return value
+
+    async def _in_thread(self, run: Run, function: Callable[[], Any]) -> Any:
+        """A plain function as a flow body: in a thread that counts against no limit."""
+        waiter: asyncio.Future[Any] = self._engine.loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if waiter.done():
+                return
+            if error is None:
+                waiter.set_result(result)
+            elif isinstance(error, StopIteration):
+                waiter.set_exception(RuntimeError(f"the flow raised {error!r}"))
+            else:
+                waiter.set_exception(error)
+
+        self._engine.threads.start(function, copy_context(), done)
+        try:
+            return await asyncio.shield(waiter)
+        except asyncio.CancelledError:
+            # The thread goes on until its next wait, which fails because its calls are
+            # cancelled. Wait for it: a flow does not end before its code has.
+            self._cancel_calls(run, f"{run.display} is being stopped")
+            await asyncio.shield(waiter)
+            raise
+
+    @staticmethod
+    def _returned(run: Run) -> BaseException | None:
+        """What a returned State means: its error, if it is no success."""
+        value = run.value
+        if not isinstance(value, State):
+            return None
+        if value.type is S.COMPLETED:
+            run.value = value.data
+            run.message = value.message
+            run.phase_name = None if value.name == "Completed" else value.name
+            return None
+        if value.type is S.CANCELLED:
+            run.stop = run.stop or "cancel"
+            run.cancel_message = value.message or "its own code returned Cancelled"
+            return RunCancelled(run.cancel_message)
+        if value.type is S.FAILED:
+            error = value.result(raise_on_failure=False)
+            assert isinstance(error, BaseException)
+            return error
+        return InvalidParameters(
+            f"{run.display} returned the state {value.name}, which ends nothing: return"
+            " Completed, Failed or Cancelled"
+        )
+
+    @staticmethod
+    def _unseen(run: Run) -> BaseException | None:
+        """An exception group of all failures that nobody looked at; None if there are none."""
+        if not run.unseen:
+            return None
+        calls = list(run.unseen.values())
+        errors = [c.error for c in calls if c.error is not None]
+        roots = [e for e in errors if not isinstance(e, UpstreamFailed)] or errors
+        unique = list({id(e): e for e in roots}.values())
+        names = ", ".join(sorted({c.spec.name for c in calls}))
+        text = (
+            f"{len(calls)} task runs of {run.display} failed and nothing looked at them ({names}):"
+            " await their futures, or pass them on with allow_failure"
+        )
+        return BaseExceptionGroup(text, unique)
+
+    # --- stopping -------------------------------------------------------------------------------
+
+    def stop(self, run: Run, why: str, message: str) -> None:
+        """Stop a live run: its body is told, and its calls are cancelled."""
+        if run.phase.is_final or run.stop is not None:
+            return
+        engine = self._engine
+        run.cancel_message = message
+        if why == "cancel" and run.phase is S.RUNNING:
+            engine.move_run(run, S.CANCELLING, None, message)
+        grace = run.options.grace if run.options.grace is not None else engine.grace
+        driving.stop(run, why)
+        self._cancel_calls(run, message)
+        engine.executor.pump()
+        until = engine.loop.time() + grace
+        engine.loop.call_later(REMIND, self._remind, run, run.attempt, why, until)
+
+    def storage_failed(self, run: Run, error: BaseException) -> None:
+        """Nothing can be recorded any more: end the run here; in the store it can be resumed."""
+        engine = self._engine
+        run.error = error
+        if run.stop is None:
+            run.cancel_message = str(error)
+            driving.stop(run, "storage")
+        else:
+            run.stop = "storage"
+        engine.machine.recording = False
+        engine.machine.at_once = True
+        self._cancel_calls(run, str(error))
+        for call in list(run.calls):
+            if call.phase.is_final and not call.settled:
+                engine.machine.settle(call)
+        engine.executor.pump()
+
+    def _remind(self, run: Run, attempt: int, why: str, until: float) -> None:
+        if run.phase.is_final or run.stop is None or run.attempt != attempt or run.body is None:
+            return
+        now = self._engine.loop.time()
+        if now >= until:
+            place = driving.where(run)
+            run.cancel_message += f"; its code did not stop, at {place}" if place else ""
+            driving.stop(run, driving.KILL)
+            return
+        driving.stop(run, why)
+        self._engine.loop.call_at(
+            min(now + REMIND, until), self._remind, run, attempt, why, until
+        )
+
+    def _cancel_calls(self, run: Run, message: str) -> None:
+        """Cancel every call of a run that has not ended."""
+        engine = self._engine
+        now = engine.clock.time()
+        for batch in list(run.batches):
+            engine.machine.cancel_batch(batch, message, now, RunCancelled(message))
+        for call in list(run.calls):
+            engine.machine.cancel(call, message, now, RunCancelled(message))
+        engine.executor.drain()
+
+    async def _cancel_rest(self, run: Run, error: BaseException | None) -> None:
+        """Cancel what the body left running, and wait until it has ended."""
+        reason = run.cancel_message or f"{run.display} ended: {type(error).__name__}: {error}"
+        self._cancel_calls(run, reason[:500])
+        self._engine.executor.pump()
+        while run.live:
+            run.idle = self._engine.loop.create_future()
+            await run.idle
+            run.idle = None
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    def _retry_delay(self, run: Run, error: BaseException | None) -> float | None:
+        """Seconds until another attempt of the run; None: there is none."""
+        if error is None or run.stop is not None:
+            return None
+        policy = run.options.retry
+        run.retried += 0
+        failures = run.attempt - run.recoveries
+        if not policy.retries or not policy.answers(max(1, failures), error):
+            return None
+        wait = policy.delay(
+            max(1, failures), error, self._engine.clock.time(), self._engine.rng
+        )
+        if wait is None or (
+            run.deadline is not None and self._engine.clock.time() + wait >= run.deadline
+        ):
+            return None
+        return wait
+
+    async def _wait_again(self, run: Run, error: BaseException, wait: float) -> None:
+        """An attempt of the run failed and another follows: what completed is kept."""
+        engine = self._engine
+        text = f"{type(error).__name__}: {error}; next attempt in {wait:.3g} s"
+        run.failed_seqs = ended_by(run, error)
+        engine.move_run(run, S.SCHEDULED, "AwaitingRetry", text[:500])
+        run.unseen.clear()
+        run.prefixes.clear()
+        if engine.durability != "off":
+            await engine.journal.durable()
+            await self.load(run, fresh=True)
+        else:
+            run.seen_hashes.clear()
+            run.repeats.clear()
+        await asyncio.sleep(wait)
+
+    async def _end(self, run: Run, error: BaseException | None) -> None:
+        """Decide how the run ended, record it, tell the hooks and those who wait."""
+        engine, extra = self._engine, run.extra
+        if extra.timer is not None:
+            extra.timer.cancel()
+        if extra.resources is not None:
+            await extra.resources.aclose(engine.report)
+        state, name, message, final = self._verdict(run, error)
+        run.error = final
+        run.ended = engine.clock.time() if state is not S.PAUSED else None
+        if state is S.COMPLETED:
+            self._encode_result(run)
+        elif error is not None:
+            run.failed_seqs = ended_by(run, error)
+        await engine.flush_logs(run)
+        engine.move_run(run, state, name, message)
+        if run.stop != "storage":
+            try:
+                await engine.journal.durable()
+            except StoreError as failed:
+                run.error = failed
+        if state.is_final and run.options.hooks:
+            await engine.run_hooks(run.flow, run)
+
+    def _verdict(
+        self, run: Run, error: BaseException | None
+    ) -> tuple[StateType, str | None, str, BaseException | None]:
+        """State, its name and message, and the exception that the run raises."""
+        why = run.stop
+        if error is None and why in (None, "timeout") and not self._late(run):
+            return S.COMPLETED, run.phase_name if run.message else None, run.message, None
+        stubborn = isinstance(error, Unresponsive)
+        if why == "storage":
+            return S.PAUSED, "Interrupted", run.cancel_message, run.error
+        if why == "interrupt":
+            text = run.cancel_message or "interrupted"
+            return S.PAUSED, "Interrupted", text, RunInterrupted(f"{run.display}: {text}")
+        if run.phase is S.CANCELLING or why == "cancel":
+            text = run.cancel_message or "cancelled"
+            return S.CANCELLED, None, text, RunCancelled(f"{run.display} was cancelled: {text}")
+        if why == "timeout" or stubborn or (error is None and self._late(run)):
+            seconds = run.options.timeout or 0.0
+            text = f"{run.display} exceeded its timeout of {seconds:g} s"
+            if stubborn:
+                text += f"; {run.cancel_message}"
+            timeout = FlowTimeout(text)
+            if not isinstance(error, asyncio.CancelledError):
+                timeout.__cause__ = error
+            return S.FAILED, "TimedOut", text, timeout
+        if error is None:
+            return S.COMPLETED, None, run.message, None
+        if isinstance(error, asyncio.CancelledError):
+            text = "cancelled by its host"
+            return S.CANCELLED, None, text, RunCancelled(f"{run.display} was {text}")
+        return S.FAILED, None, f"{type(error).__name__}: {error}"[:1000], error
+
+    def _late(self, run: Run) -> bool:
+        return run.deadline is not None and self._engine.clock.time() >= run.deadline
+
+    def _encode_result(self, run: Run) -> None:
+        extra, value = run.extra, run.value
+        if not run.options.persist:
+            extra.result_kind = ResultKind.NOT_STORED
+            return
+        try:
+            if run.options.serializer == "pickle":
+                import pickle
+
+                extra.result_kind, extra.result = ResultKind.PICKLE, pickle.dumps(value)
+            else:
+                extra.result_kind, extra.result = ResultKind.JSON, codec.encode(value)
+        except Exception as error:  # noqa: BLE001 - user code may run while it is pickled
+            extra.result_kind, extra.result = ResultKind.NOT_STORED, None
+            reason = str(error) if isinstance(error, NotSerializable) else repr(error)
+            self._engine.report(f"the result of flow {run.flow_name!r} is not stored: {reason}")
+
+    def _forget(self, run: Run) -> None:
+        """The run is over: keep nothing but what its handles show."""
+        engine = self._engine
+        engine.live.pop(run.id, None)
+        engine.calls.forget(run)
+        run.history = None
+        run.seen_hashes.clear()
+        run.repeats.clear()
+        run.prefixes.clear()
+        run.body = run.on = None
+        if run.extra.timer is not None:
+            run.extra.timer.cancel()
+            run.extra.timer = None
+        waiters, run.waiters = run.waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def ended_by(run: Run, error: BaseException) -> tuple[int, ...]:
+    """Numbers of the calls of *run* whose failure is part of *error*."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    open_: list[BaseException | None] = [error]
+    while open_:
+        one = open_.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        for pk, seq in getattr(one, "__asyncflow_calls__", ()):
+            if pk == run.pk:
+                found.add(seq)
+        open_ += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            open_ += one.exceptions
+    return tuple(sorted(found))
+
+
+def run_state(run: Run) -> State[Any]:
+    """The public state of a live run."""
+    from asyncflow.views import moment
+
+    at = moment(run.ended or run.started or run.created)
+    assert at is not None
+    value = run.value if run.value is not MISSING else None
+    return State(run.phase, run.shown_phase, run.message, at, run.attempt, value, run.error)
+
+

@@ -1,0 +1,274 @@
+"""Brings what happened to the store, in order, many changes to a transaction.
+
+Changes gather while the loop turns and while a transaction is being committed; all that
+gathered is the next transaction. A short one is committed in place, at the end of the turn; a
+long one, and every one of durability "full" (which waits for the disk), on the writer's thread.
+What is on disk is therefore always a beginning of what happened, never a selection.
+
+After the commit `committed` is told which calls are recorded as ended or as waiting for
+another attempt; only then may anybody act on that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from asyncflow import rows
+from asyncflow.errors import StoreError
+from asyncflow.machine import Machine
+from asyncflow.run import Call, Run
+from asyncflow.store.base import (
+    AttemptRow,
+    LogRow,
+    MarkRow,
+    ReadableStore,
+    RunRow,
+    StateRow,
+    TaskRow,
+    Writes,
+)
+from asyncflow.writer import Writer
+
+#: Calls in one transaction, at most. Beyond it the loop takes a turn in between.
+MOST = 512
+#: Bytes of results that may be written in place.
+MOST_BYTES = 256 * 1024
+#: Calls that may wait for their record before workers stop to take on more.
+BEHIND = 10_000
+#: Transactions between two looks at whether the WAL should be folded in.
+CHECKPOINT_EVERY = 200
+
+
+class Journal:
+    """Gathers changes for one store.
+
+    Args:
+        committed: told the calls whose end, or wait for a retry, is now on disk.
+        failed: told when the storage failed for good.
+        warn: told of a result that cannot be stored.
+    """
+
+    def __init__(
+        self,
+        store: ReadableStore,
+        writer: Writer,
+        machine: Machine,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        committed: Callable[[list[Call]], None],
+        failed: Callable[[BaseException], None],
+        warn: Callable[[Call, Exception], None],
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._machine = machine
+        self._loop = loop
+        self._committed = committed
+        self._failed = failed
+        self._warn = warn
+        self._scheduled = False
+        self._writing = False
+        self._broken: BaseException | None = None
+        self._runs: dict[int, RunRow] = {}
+        self._attempts: list[AttemptRow] = []
+        self._logs: list[LogRow] = []
+        self._states: list[StateRow] = []
+        self._marks: list[MarkRow] = []
+        self._epochs: dict[int, int] = {}
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._gathered = 0  # transactions begun
+        self._written = 0  # transactions committed
+        self._since_checkpoint = 0
+
+    # --- what happened ------------------------------------------------------------------------
+
+    def run(self, row: RunRow, state: StateRow | None = None) -> None:
+        """A flow run changed."""
+        self._runs[row.pk] = row
+        self._epochs[row.pk] = row.epoch
+        if state is not None:
+            self._states.append(state)
+        self.soon()
+
+    def attempt(self, row: AttemptRow) -> None:
+        self._attempts.append(row)
+
+    def mark(self, row: MarkRow) -> None:
+        """A decision was made. It is written no later than anything that follows from it."""
+        self._marks.append(row)
+        self.soon()
+
+    def logs(self, lines: list[LogRow]) -> None:
+        self._logs.extend(lines)
+        self.soon()
+
+    def soon(self) -> None:
+        """See to it that what has gathered is written at the end of this turn of the loop."""
+        if not self._scheduled and not self._writing:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits that nothing more should be begun."""
+        return len(self._machine.changed) > BEHIND
+
+    def _waits(self) -> bool:
+        return bool(
+            self._machine.changed
+            or self._runs
+            or self._marks
+            or self._logs
+            or self._states
+            or self._attempts
+        )
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if not self._writing and self._waits():
+            self.write()
+
+    def write(self) -> bool:
+        """Write what has gathered; whether all of it is on disk when this returns."""
+        if self._broken is not None:
+            self._failed(self._broken)
+            return False
+        if self._writing:
+            return False
+        ends, writes, size = self._gather()
+        if not writes:
+            return True
+        self._gathered += 1
+        if size <= MOST_BYTES and self._writer.prefers_here():
+            try:
+                if self._writer.here(lambda: self._store.write(writes, wait=False)):
+                    self._done(ends, None)
+                    return not self._waits()
+            except BaseException as error:  # noqa: BLE001 - judged in one place
+                self._done(ends, error)
+                return False
+        self._writing = True
+        self._writer.submit(
+            lambda: self._store.write(writes), lambda _, error: self._thread_done(ends, error)
+        )
+        return False
+
+    def _gather(self) -> tuple[list[Call], Writes, int]:
+        machine, warn = self._machine, self._warn
+        changed = machine.changed
+        if len(changed) > MOST:
+            calls, machine.changed = changed[:MOST], changed[MOST:]
+        else:
+            calls, machine.changed = changed, []
+        ends: list[Call] = []
+        tasks: list[TaskRow] = []
+        fences = self._epochs
+        size = 0
+        last: Run | None = None
+        for call in calls:
+            call.dirty = False
+            if call.spec.is_flow:
+                # A child run keeps its own row; only its end as a call is settled here.
+                if call.phase.is_final:
+                    ends.append(call)
+                continue
+            row = rows.task_row(call, warn)
+            tasks.append(row)
+            if row.result is not None:
+                size += len(row.result)
+            if call.run is not last:
+                last = call.run
+                fences[last.pk] = last.epoch
+            if call.phase.is_final or call.retry_at is not None:
+                ends.append(call)
+        writes = Writes(
+            tasks,
+            list(self._runs.values()),
+            self._attempts,
+            self._logs,
+            self._states,
+            self._marks,
+            [],
+            fences,
+        )
+        self._runs, self._attempts, self._logs = {}, [], []
+        self._states, self._marks, self._epochs = [], [], {}
+        if not writes and ends:
+            # Nothing to write, and yet somebody to tell.
+            self._loop.call_soon(self._done, ends, None)
+        return ends, writes, size
+
+    def _thread_done(self, ends: list[Call], error: BaseException | None) -> None:
+        self._writing = False
+        self._done(ends, error)
+
+    def _done(self, ends: list[Call], error: BaseException | None) -> None:
+        if error is not None:
+            self._broken = error
+            for _, waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+            self._waiters = []
+            self._failed(error)
+            return
+        self._written += 1
+        if ends:
+            self._committed(ends)
+        if self._waiters:
+            self._tell()
+        if self._waits():
+            self.soon()
+        self._since_checkpoint += 1
+        if self._since_checkpoint >= CHECKPOINT_EVERY:
+            self._since_checkpoint = 0
+            self._writer.submit(self._store.checkpoint, lambda _r, _e: self._checkpointed())
+
+    def _checkpointed(self) -> None:
+        if self._waits():
+            self.soon()
+
+    def _tell(self) -> None:
+        keep = []
+        for until, waiter in self._waiters:
+            if until <= self._written:
+                if not waiter.done():
+                    waiter.set_result(None)
+            else:
+                keep.append((until, waiter))
+        self._waiters = keep
+
+    async def durable(self) -> None:
+        """Wait until everything that happened before this call is on disk.
+
+        Raises:
+            StoreError: the storage failed.
+        """
+        while True:
+            if self._broken is not None:
+                raise as_store_error(self._broken)
+            if not self._writing and (not self._waits() or self.write()):
+                return
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            # The transaction under way, and one more for what has gathered meanwhile.
+            until = self._gathered + (1 if self._waits() and self._writing else 0)
+            if until <= self._written:
+                until = self._written + 1
+            self._waiters.append((until, waiter))
+            self.soon()
+            await waiter
+
+    def write_limit(self, writes: Writes) -> Any:
+        """Write rows that belong to no run, such as limits."""
+        return self._writer.do(lambda: self._store.write(writes))
+
+
+def as_store_error(error: BaseException) -> BaseException:
+    """The error as users see it."""
+    if isinstance(error, StoreError):
+        # A new one each time: one exception object must not be raised in many places.
+        return type(error)(*error.args)
+    return error

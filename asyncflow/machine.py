@@ -1,0 +1,475 @@
+"""What happens next: the whole life of a call, decided without awaiting anything.
+
+Verbs go in (`submit`, `next`, `start`, `complete`, `fail`, `stopped`, `settle`, `cancel`,
+`lend`, `retake_now`, `tick`); what the engine must carry out is left in lists that it drains
+after each verb: `changed` (calls whose state must be recorded), `ended` (calls that may be
+settled without waiting for that), `awake` (calls, maps and runs whose waiters can go on),
+`stops` (calls whose code must be stopped) and `queued` (calls whose time in line is bounded).
+The machine reads no clock, opens no file and starts no task, so that a test can drive years of
+it in a millisecond.
+
+A call ends in two steps. `complete`, `fail` and `stopped` say how its code ended: its slots are
+free and its state is final. `settle` says that this is recorded: only now do those who wait for
+it, or depend on it, see it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from itertools import count
+
+from asyncflow.errors import IllegalMove, UpstreamFailed
+from asyncflow.limits import Limit, Line, Needs, Rate, Waiter, blocker
+from asyncflow.run import MISSING, Batch, Call, Hold, Run
+from asyncflow.states import StateType
+
+S = StateType
+_PENDING, _RUNNING, _COMPLETED = S.PENDING, S.RUNNING, S.COMPLETED
+_SCHEDULED, _CANCELLING = S.SCHEDULED, S.CANCELLING
+
+#: States in which a call may be given a slot.
+_STARTABLE = (S.PENDING, S.SCHEDULED)
+
+
+class Machine:
+    """Decides for all runs of one engine.
+
+    Args:
+        recording: whether states are recorded; without, `changed` stays empty.
+        at_once: whether an end is settled as soon as it is decided, without waiting for its
+            record.
+    """
+
+    def __init__(self, recording: bool = True, at_once: bool = False) -> None:
+        self.recording = recording
+        self.at_once = at_once or not recording
+        self.changed: list[Call] = []
+        self.awake: list[Call | Batch | Run] = []
+        self.stops: list[Call] = []
+        self.ended: list[Call] = []
+        self.queued: list[Call] = []
+        self._open: deque[Limit] = deque()
+        self._rates: dict[int, Rate] = {}
+        self._retries: list[tuple[float, int, Call]] = []
+        self._free = Line()
+        self._tie = count()
+
+    # --- beginning ----------------------------------------------------------------------------
+
+    def submit(
+        self, call: Call, upstream: list[Call], now: float, at_once: bool = False
+    ) -> bool:
+        """A call was made. It waits for *upstream*, then for its limits.
+
+        Returns whether it has its slots already; with *at_once* that is tried.
+        """
+        run = call.run
+        run.live += 1
+        run.calls[call] = None
+        if not upstream:
+            if at_once and self.try_start(call):
+                return True
+            self._line_up(call)
+            return False
+        for other in upstream:
+            if not other.settled:
+                call.waiting += 1
+                if other.dependants is None:
+                    other.dependants = []
+                other.dependants.append(call)
+        for other in upstream:
+            if other.settled and self._blocks(other, call):
+                self._upstream_failed(call, other, now)
+                return False
+        if not call.waiting:
+            self._line_up(call)
+        return False
+
+    def answer(self, call: Call, state: StateType, name: str | None) -> None:
+        """The end of a new call is known from the store."""
+        self._move(call, state, name, record=False)
+
+    def submit_answered(self, call: Call) -> None:
+        """A call that was answered from the store is there, and can be settled."""
+        call.run.live += 1
+        self.settle(call)
+
+    def wait_again(self, call: Call, mono: float) -> None:
+        """A call of a former life waits for its next attempt until *mono*."""
+        call.run.calls[call] = None
+        self._move(call, _SCHEDULED, "AwaitingRetry", record=False)
+        self.retry_at(call, mono)
+
+    def submit_batch(self, batch: Batch) -> None:
+        """A map was made; its calls are made as they are started."""
+        run = batch.run
+        run.live += batch.size
+        run.batches[batch] = None
+        self._line_up(batch)
+
+    def try_start(self, call: Call) -> bool:
+        """Take the slots of a new call at once, if nobody waits for them before it."""
+        for limit, units in call.limits:
+            if limit.used + units > limit.size or limit.line.n or limit.timed:
+                return False
+        for limit, units in call.limits:
+            limit.used += units
+        call.holding = True
+        return True
+
+    def _line_up(self, waiter: Waiter) -> None:
+        if isinstance(waiter, Call):
+            options = waiter.options
+            if options.queue_timeout is not None or options.total_timeout is not None:
+                self.queued.append(waiter)
+        if not waiter.limits:
+            self._free.push(waiter)
+            return
+        limit = waiter.limits[0][0]
+        limit.line.push(waiter)
+        self._reopen(limit)
+
+    def wait_for_slots(self, waiter: Hold) -> None:
+        """User code, or a call that takes back what it lent, asks for units."""
+        self._line_up(waiter)
+
+    # --- who is next --------------------------------------------------------------------------
+
+    def next(self, mono: float) -> Any:
+        """The next waiter for whom there is room, which now holds its units; or None.
+
+        A call that is final already was answered from the store, and needs none.
+
+        Args:
+            mono: the monotonic clock, in seconds, by which rates are judged.
+        """
+        while self._free.n:
+            waiter = self._take(self._free, self._free.head())
+            if waiter is not None:
+                waiter.holding = True
+                return waiter
+        opened = self._open
+        while opened:
+            limit = opened[0]
+            line = limit.line
+            while line.n:
+                head = line.head()
+                full = None
+                for other, units in head.limits:
+                    if other.timed:
+                        other.refresh(mono)
+                    if other.used + units > other.size:
+                        full = other
+                        break
+                if full is not None:
+                    if full is limit:
+                        # The head waits for more than there is, and nobody overtakes it.
+                        break
+                    line.pop()
+                    full.line.push(head)
+                    continue
+                waiter = self._take(line, head)
+                if waiter is None:
+                    continue
+                if not head.is_source or waiter.phase is _PENDING:
+                    for other, units in waiter.limits:
+                        if other.timed:
+                            other.take(units, mono)
+                        else:
+                            other.used += units
+                    waiter.holding = True
+                return waiter
+            limit.open = False
+            opened.popleft()
+        return None
+
+    @staticmethod
+    def _take(line: Line, head: Any) -> Any:
+        """The head of the line, or the next call of a source; None if it is not wanted now."""
+        if head.is_source:
+            index = head.next
+            if index >= head.size:
+                line.pop()
+                return None
+            call = head.take()
+            if index + 1 >= head.size:
+                line.pop()
+            else:
+                line.pass_turn()
+            if call.phase is _PENDING:
+                head.run.calls[call] = None
+                return call
+            # Answered from the store: its taker settles it, unless that is done already.
+            return call if call.phase.is_final and not call.settled else None
+        line.pop()
+        if head.__class__ is Hold:
+            return head if head.live else None
+        return head if head.phase in _STARTABLE and not head.holding else None
+
+    def _reopen(self, limit: Limit) -> None:
+        """Have `next` look at the line of a limit again."""
+        if not limit.open:
+            limit.open = True
+            self._open.append(limit)
+        if isinstance(limit, Rate):
+            self._rates[id(limit)] = limit
+
+    def more(self) -> bool:
+        """Whether somebody else may have room, beyond the one that was just answered."""
+        if self._free.n:
+            return True
+        if not self._open:
+            return False
+        limit = self._open[0]
+        return limit.used < limit.size and limit.line.n > 0
+
+    def resized(self, limit: Limit) -> None:
+        """A limit was given another size."""
+        self._reopen(limit)
+
+    def release(self, needs: Needs) -> None:
+        """Give units back, to whoever is next."""
+        for limit, units in needs:
+            if not limit.timed:
+                limit.used -= units
+                if limit.line.n and not limit.open:
+                    limit.open = True
+                    self._open.append(limit)
+
+    def lend(self, call: Call) -> None:
+        """The call waits for a child: others may have its slots."""
+        if call.holding:
+            call.holding = False
+            self.release(call.limits)
+
+    def retake_now(self, call: Call) -> bool:
+        """Take lent slots back at once, if they are free; else make a `Hold` and wait."""
+        if call.holding:
+            return True
+        if blocker(call.limits) is not None:
+            return False
+        for limit, units in call.limits:
+            if not limit.timed:
+                limit.used += units
+        call.holding = True
+        return True
+
+    # --- the life of a call -------------------------------------------------------------------
+
+    def start(self, call: Call, now: float) -> None:
+        """Its code is about to be entered, with its slots held."""
+        call.attempt += 1
+        if call.started is None:
+            call.started = now
+        # Not recorded at once: most calls end before anybody could look (see `note`).
+        self._move(call, _RUNNING, "Retrying" if call.attempt > 1 else None, record=False)
+
+    def note(self, call: Call) -> None:
+        """Record the call as it is now, because it has been so for a while."""
+        if self.recording and not call.dirty:
+            call.dirty = True
+            self.changed.append(call)
+
+    def complete(self, call: Call, value: object, now: float, name: str | None = None) -> None:
+        """Its code returned *value*."""
+        call.value = value
+        call.ended = now
+        call.expires = None
+        if call.holding:
+            call.holding = False
+            self.release(call.limits)
+        self._move(call, _COMPLETED, name)
+        if self.at_once:
+            if call.spec.has_hooks:
+                self.ended.append(call)
+            else:
+                self.settle(call)
+
+    def fail(
+        self, call: Call, error: BaseException, now: float, name: str | None = None, msg: str = ""
+    ) -> None:
+        """Its code failed for good."""
+        call.error = error
+        self._end(call, S.FAILED, now, name, msg)
+
+    def stopped(
+        self, call: Call, error: BaseException, now: float, msg: str, name: str | None = None
+    ) -> None:
+        """Its code was cancelled and has ended, or was given up."""
+        call.error = error
+        self._end(call, S.CANCELLED, now, name, msg)
+
+    def back_off(self, call: Call, error: BaseException, retry_at: float, msg: str) -> None:
+        """An attempt failed and another follows: it waits, without slots, until `wake`."""
+        call.error = error
+        call.retry_at = retry_at
+        call.expires = None
+        call.message = msg
+        self._free_slots(call)
+        self._move(call, _SCHEDULED, "AwaitingRetry")
+
+    def again(self, call: Call) -> None:
+        """The wait before another attempt is over."""
+        if call.phase is _SCHEDULED:
+            call.retry_at = None
+            call.eager = True
+            self._line_up(call)
+
+    def _end(self, call: Call, state: StateType, now: float, name: str | None, msg: str) -> None:
+        call.ended = now
+        call.message = msg
+        call.expires = None
+        if call.holding:
+            call.holding = False
+            self.release(call.limits)
+        self._move(call, state, name)
+        if self.at_once:
+            self.ended.append(call)
+
+    def _free_slots(self, call: Call) -> None:
+        if call.holding:
+            call.holding = False
+            self.release(call.limits)
+
+    def settle(self, call: Call) -> None:
+        """Its end is recorded: those who wait for it and depend on it go on."""
+        call.settled = True
+        run = call.run
+        run.live -= 1
+        run.calls.pop(call, None)
+        call.args = ()
+        call.kwargs = {}
+        call.body = None
+        if call.phase is not _COMPLETED and not call.seen and call.waiters is None:
+            self._unseen(call)
+        batch = call.batch
+        if batch is not None:
+            if call.phase is _COMPLETED:
+                batch.results[call.index] = call.value
+                if not call.asked:
+                    batch.calls.pop(call.index, None)
+            batch.open -= 1
+            if not batch.open:
+                run.batches.pop(batch, None)
+                self.awake.append(batch)
+        if call.waiters is not None:
+            self.awake.append(call)
+        if call.dependants is not None:
+            dependants, call.dependants = call.dependants, None
+            self._release_dependants(call, dependants)
+        if not run.live and run.idle is not None:
+            self.awake.append(run)
+
+    def _unseen(self, call: Call) -> None:
+        """A failure that nobody has looked at yet (see `Run.unseen`)."""
+        if call.phase is S.FAILED and not (call.batch is not None and call.batch.seen):
+            call.run.unseen[call.seq] = call
+
+    def _release_dependants(self, call: Call, dependants: list[Call]) -> None:
+        for other in dependants:
+            if other.phase is not _PENDING:
+                continue
+            other.waiting -= 1
+            if self._blocks(call, other):
+                self._upstream_failed(other, call, call.ended or 0.0)
+            elif not other.waiting:
+                other.eager = True
+                self._line_up(other)
+
+    @staticmethod
+    def _blocks(upstream: Call, call: Call) -> bool:
+        return upstream.phase is not _COMPLETED and id(upstream) not in call.allow
+
+    def _upstream_failed(self, call: Call, upstream: Call, now: float) -> None:
+        upstream.seen = True
+        upstream.run.unseen.pop(upstream.seq, None)
+        error = UpstreamFailed(f"{call.display} did not run: {upstream.display} did not succeed")
+        cause = upstream.error
+        if isinstance(cause, UpstreamFailed) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        error.__cause__ = cause
+        call.error = error
+        self._end(call, S.FAILED, now, "UpstreamFailed", str(error))
+
+    # --- stopping -----------------------------------------------------------------------------
+
+    def cancel(self, call: Call, msg: str, now: float, error: BaseException) -> None:
+        """Stop a call, whatever it is doing. Cancelling what has ended does nothing."""
+        state = call.phase
+        if state.is_final or state is _CANCELLING:
+            return
+        if state is _RUNNING:
+            call.message = msg
+            self._move(call, _CANCELLING)
+            self.stops.append(call)
+            return
+        call.error = error
+        self._end(call, S.CANCELLED, now, None, msg)
+
+    def cancel_batch(self, batch: Batch, msg: str, now: float, error: BaseException) -> None:
+        """Cancel the items of a map that were not taken; each gets its record."""
+        while batch.next < batch.size:
+            call = batch.take()
+            if not call.settled:
+                batch.run.calls[call] = None
+                self.cancel(call, msg, now, error)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def retry_at(self, call: Call, mono: float) -> None:
+        """The failed attempt is recorded: begin another at *mono*."""
+        heappush(self._retries, (mono, next(self._tie), call))
+
+    def tick(self, mono: float) -> None:
+        """Time has passed: what was due goes on."""
+        while self._retries and self._retries[0][0] <= mono:
+            self.again(heappop(self._retries)[2])
+        for key, rate in list(self._rates.items()):
+            if rate.line.n:
+                self._reopen(rate)
+            else:
+                del self._rates[key]
+
+    def next_tick(self, mono: float) -> float | None:
+        """When `tick` must be called again, or None."""
+        while self._retries and self._retries[0][2].phase is not _SCHEDULED:
+            heappop(self._retries)
+        due = [self._retries[0][0]] if self._retries else []
+        for rate in self._rates.values():
+            if rate.line.n:
+                units = next(u for limit, u in rate.line.head().limits if limit is rate)
+                rate.refresh(mono)
+                when = rate.next_time(units, mono)
+                if when is not None:
+                    due.append(when)
+        return min(due) if due else None
+
+    # --- the one place ------------------------------------------------------------------------
+
+    def _move(
+        self, call: Call, after: StateType, name: str | None = None, record: bool = True
+    ) -> None:
+        """The only place that assigns the state of a call."""
+        before = call.phase
+        if not before.next_bits & after.bit:
+            raise IllegalMove(call.display, before, after, tuple(call.run.story))
+        call.phase = after
+        call.phase_name = name
+        if record and self.recording and not call.dirty:
+            call.dirty = True
+            self.changed.append(call)
+
+    def move_run(self, run: Run, after: StateType, name: str | None, msg: str, now: str) -> None:
+        """The only place that assigns the state of a flow run."""
+        before = run.phase
+        if not before.next_bits & after.bit:
+            raise IllegalMove(run.id, before, after, tuple(run.story))
+        run.phase = after
+        run.phase_name = name
+        run.message = msg
+        told = f"{now} {run.shown_phase}"
+        run.story.append(f"{told} ({msg})" if msg else told)
+
+
+__all__ = ["MISSING", "Machine"]

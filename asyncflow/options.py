@@ -1,0 +1,173 @@
+"""Checks what users write in ``@task(...)`` and ``@flow(...)`` and makes `Options` of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from math import isfinite
+from typing import Any
+
+from asyncflow.errors import InvalidDefinition, InvalidOption
+from asyncflow.retry import Retry
+from asyncflow.run import Hooks, Options
+
+#: Names that `submit`, `map` and `stream` take for themselves.
+RESERVED = frozenset({"wait_for", "return_state", "priority", "key"})
+
+HOOKS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
+
+
+def make_options(what: str, is_flow: bool, **given: Any) -> Options:
+    """Options from keyword arguments; InvalidOption says which is wrong and what to give."""
+    hooks = Hooks(**{name: _functions(what, name, given.get(name)) for name in HOOKS})
+    runner = given.get("runner") or ("async" if is_flow else None)
+    options = Options(
+        retry=_retry(what, given),
+        retry_condition=_function(what, "retry_condition_fn", given.get("retry_condition_fn")),
+        retry_budget=_share(what, given.get("retry_budget")),
+        timeout=_seconds(what, "timeout_seconds", given.get("timeout_seconds")),
+        timeout_mode=given.get("timeout_mode") or "cancel",
+        total_timeout=_seconds(
+            what, "total_timeout_seconds", given.get("total_timeout_seconds")
+        ),
+        queue_timeout=_seconds(
+            what, "queue_timeout_seconds", given.get("queue_timeout_seconds"), zero=True
+        ),
+        tags=_tags(what, given.get("tags")),
+        limits=_limits(what, given.get("limits")),
+        max_concurrency=_count(what, "max_concurrency", given.get("max_concurrency"), 1),
+        priority=given.get("priority") or 0,
+        runner=runner,
+        serializer=_choice(what, "serializer", given.get("serializer") or "json", ("json", "pickle")),
+        persist=given.get("persist_result") is not False,
+        log_prints=bool(given.get("log_prints")),
+        run_name=given.get("run_name"),
+        grace=_seconds(
+            what, "cancel_grace_seconds", given.get("cancel_grace_seconds"), zero=True
+        ),
+        key=given.get("key"),
+        hooks=hooks,
+        description=given.get("description") or "",
+        version=given.get("version"),
+        max_recoveries=_count(what, "max_recoveries", given.get("max_recoveries"), 0),
+        validate=given.get("validate_parameters") is not False,
+    )
+    _choice(what, "timeout_mode", options.timeout_mode, ("cancel", "soft"))
+    return options
+
+
+def check_function(what: str, fn: Any) -> None:
+    """Raise InvalidDefinition unless *fn* can be a task or flow."""
+    if isinstance(fn, type):
+        raise InvalidDefinition(
+            f"@{what} was put on the class {fn.__qualname__!r}: put it on a function or method"
+        )
+    if not callable(fn):
+        raise InvalidDefinition(
+            f"@{what} was put on {fn!r}, which is not a function: put it on a function or method,"
+            f" and give options by name, as in @{what}(retries=3)"
+        )
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise InvalidDefinition(
+            f"{fn.__qualname__!r} is a generator, which cannot be a {what}: return a list, or"
+            " feed a task from the generator with task.stream(source)"
+        )
+    taken = RESERVED.intersection(inspect.signature(fn).parameters) if what == "task" else ()
+    if taken:
+        raise InvalidDefinition(
+            f"{fn.__qualname__!r} has a parameter {sorted(taken)[0]!r}, a name that submit() and"
+            " map() take for themselves: rename the parameter"
+        )
+
+
+def _retry(what: str, given: dict[str, Any]) -> Retry:
+    on = given.get("retry_on")
+    if on is None:
+        types: tuple[type[BaseException], ...] = (Exception,)
+    else:
+        types = tuple(on) if isinstance(on, list | tuple | set | frozenset) else (on,)
+        if not types or not all(isinstance(t, type) and issubclass(t, BaseException) for t in types):
+            raise InvalidOption(f"{what}: retry_on={on!r}: give exception types")
+    jitter = given.get("retry_jitter_factor")
+    delays = given.get("retry_delay_seconds")
+    try:
+        return Retry(
+            retries=given.get("retries") or 0,
+            delays=0.0 if delays is None else delays,
+            jitter=1.0 if jitter is None else jitter,
+            on=types,
+        )
+    except InvalidOption as error:
+        raise InvalidOption(f"{what}: {error}") from None
+
+
+def _seconds(what: str, name: str, value: Any, zero: bool = False) -> float | None:
+    if value is None:
+        return None
+    good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not good or value < 0 or (value == 0 and not zero):
+        least = "0 or more" if zero else "more than 0"
+        raise InvalidOption(f"{what}: {name}={value!r}: give seconds, {least}")
+    return float(value)
+
+
+def _count(what: str, name: str, value: Any, least: int) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidOption(f"{what}: {name}={value!r}: give a whole number, {least} or more")
+    return value
+
+
+def _share(what: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise InvalidOption(
+            f"{what}: retry_budget={value!r}: give the share of calls that may be retries,"
+            " between 0 and 1"
+        )
+    return float(value)
+
+
+def _choice(what: str, name: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise InvalidOption(f"{what}: {name}={value!r}: use one of {', '.join(known)}")
+    return str(value)
+
+
+def _tags(what: str, tags: Iterable[str] | None) -> frozenset[str]:
+    if tags is None:
+        return frozenset()
+    if isinstance(tags, str) or not all(isinstance(t, str) and t for t in tags):
+        raise InvalidOption(f"{what}: tags={tags!r}: give a set or list of names")
+    return frozenset(tags)
+
+
+def _limits(what: str, limits: Any) -> tuple[tuple[str, int], ...]:
+    if not limits:
+        return ()
+    if isinstance(limits, list | tuple | set | frozenset):
+        limits = dict.fromkeys(limits, 1)
+    if not isinstance(limits, dict) or not all(
+        isinstance(n, str) and isinstance(u, int) and u >= 1 for n, u in limits.items()
+    ):
+        raise InvalidOption(
+            f"{what}: limits={limits!r}: give names of limits and units, such as {{'db': 1}}"
+        )
+    return tuple(sorted(limits.items()))
+
+
+def _function(what: str, name: str, value: Any) -> Callable[..., Any] | None:
+    if value is not None and not callable(value):
+        raise InvalidOption(f"{what}: {name}={value!r}: give a function")
+    return value  # type: ignore[no-any-return] # callable is all that can be known
+
+
+def _functions(what: str, name: str, value: Any) -> tuple[Callable[..., Any], ...]:
+    if value is None:
+        return ()
+    many = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(callable(f) for f in many):
+        raise InvalidOption(f"{what}: {name}={value!r}: give a function or a list of functions")
+    return many

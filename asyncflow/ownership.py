@@ -1,0 +1,88 @@
+"""Who is alive: one kernel lock for each engine instance, in a file beside the database.
+
+The lock is freed by the kernel however its process dies, and kept while its loop is blocked or
+its process is stopped; so a run has a living owner exactly while its owner's lock is held.
+It is never taken on the database file itself: closing any other descriptor of that file would
+drop SQLite's own locks (POSIX, fcntl).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from pathlib import Path
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(fd: int) -> bool:
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _lock(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+_HELD: weakref.WeakSet[EngineLock] = weakref.WeakSet()
+
+
+class EngineLock:
+    """The lock of one engine instance.
+
+    Args:
+        folder: where lock files of this database are, such as ``state.db.locks``.
+        engine: the engine's id in the store.
+    """
+
+    def __init__(self, folder: Path, engine: int) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = folder / f"{engine}.lock"
+        self._fd: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        if not _lock(self._fd):
+            os.close(self._fd)
+            self._fd = None
+            raise RuntimeError(f"the lock {self._path} of a new engine is held already")
+        _HELD.add(self)
+
+    def release(self) -> None:
+        """Give it up, in an orderly end."""
+        if self._fd is not None:
+            self._path.unlink(missing_ok=True)
+            self.drop()
+
+    def drop(self) -> None:
+        """Close the descriptor only: what a forked child must do, so that it holds no lock."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def is_alive(folder: Path, engine: int) -> bool:
+    """Whether the engine with this id still holds its lock."""
+    try:
+        fd = os.open(folder / f"{engine}.lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _lock(fd)
+    finally:
+        os.close(fd)
+
+
+def _drop_all() -> None:
+    for lock in list(_HELD):
+        lock.drop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_all)

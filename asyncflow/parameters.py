@@ -1,0 +1,208 @@
+"""The parameters of a flow: bound, checked and converted by pydantic, described, stored."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from asyncflow import codec
+from asyncflow.errors import InvalidParameters, NotSerializable
+
+#: The most that the parameters of one run may take in the store, in bytes.
+MOST_BYTES = 16 * 1024 * 1024
+
+MASK = "**********"
+
+
+class Parameters:
+    """What the signature of one flow says."""
+
+    def __init__(self, flow_name: str, fn: Callable[..., Any], validate: bool) -> None:
+        self._flow = flow_name
+        self._fn = fn
+        self._validate = validate
+        self._signature: inspect.Signature | None = None
+        self._adapters: dict[str, Any] | None = None
+
+    @property
+    def signature(self) -> inspect.Signature:
+        if self._signature is None:
+            self._signature = inspect.signature(self._fn)
+        return self._signature
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments by parameter name, defaults filled in.
+
+        Raises:
+            InvalidParameters: they do not fit the signature.
+        """
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidParameters(
+                f"flow {self._flow!r} cannot be called so: {error}; its signature is"
+                f" {self._flow}{self.signature}"
+            ) from None
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    def split(self, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Values by name as positional and keyword arguments of the function."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name, parameter in self.signature.parameters.items():
+            if name not in values:
+                continue
+            match parameter.kind:
+                case parameter.VAR_POSITIONAL:
+                    args.extend(values[name])
+                case parameter.VAR_KEYWORD:
+                    kwargs.update(values[name])
+                case parameter.KEYWORD_ONLY:
+                    kwargs[name] = values[name]
+                case _:
+                    args.append(values[name])
+        return tuple(args), kwargs
+
+    def check(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values converted to what the annotations say.
+
+        Raises:
+            InvalidParameters: names the flow, the parameter, the value and the reason.
+        """
+        if not self._validate:
+            return values
+        checked = {}
+        for name, value in values.items():
+            adapter = self._adapter(name)
+            checked[name] = value if adapter is None else self._convert(adapter, name, value)
+        return checked
+
+    def _convert(self, adapter: Any, name: str, value: Any) -> Any:
+        import pydantic
+
+        try:
+            return adapter.validate_python(value)
+        except pydantic.ValidationError as error:
+            reasons = "; ".join(
+                _where(e["loc"]) + e["msg"] for e in error.errors(include_url=False)[:3]
+            )
+            shown = MASK if "Secret" in repr(adapter) else codec.describe(value)
+            raise InvalidParameters(
+                f"flow {self._flow!r}, parameter {name!r}: {shown} is not accepted: {reasons}"
+            ) from None
+
+    def _adapter(self, name: str) -> Any:
+        if self._adapters is None:
+            self._adapters = self._make_adapters()
+        return self._adapters.get(name)
+
+    def _make_adapters(self) -> dict[str, Any]:
+        annotated = {
+            n: p
+            for n, p in self.signature.parameters.items()
+            if p.annotation is not p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        if not annotated:
+            return {}
+        import pydantic
+
+        hints = self._hints()
+        adapters = {}
+        config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+        for name, parameter in annotated.items():
+            hint = hints.get(name, parameter.annotation)
+            if isinstance(hint, str) or hint is Any:
+                continue
+            try:
+                adapters[name] = pydantic.TypeAdapter(hint, config=config)
+            except pydantic.PydanticUserError:
+                # A model or dataclass brings a configuration of its own.
+                adapters[name] = pydantic.TypeAdapter(hint)
+            except Exception:  # noqa: BLE001 - an annotation that pydantic cannot read checks nothing
+                continue
+        return adapters
+
+    def _hints(self) -> dict[str, Any]:
+        fn = inspect.unwrap(getattr(self._fn, "func", self._fn))
+        try:
+            return get_type_hints(fn, include_extras=True)
+        except Exception:  # noqa: BLE001 - names that exist for type checkers only
+            names = dict(vars(sys.modules.get(fn.__module__, object)))
+            names.update(inspect.getclosurevars(fn).nonlocals)
+            found = {}
+            for name, annotation in getattr(fn, "__annotations__", {}).items():
+                try:
+                    found[name] = (
+                        eval(annotation, names)  # noqa: S307 - the user's own source text
+                        if isinstance(annotation, str)
+                        else annotation
+                    )
+                except Exception:  # noqa: BLE001 - this one cannot be known here
+                    continue
+            return found
+
+    # --- in the store ---------------------------------------------------------------------------
+
+    def store(self, values: dict[str, Any]) -> bytes:
+        """The parameters as JSON for the store; secrets are masked.
+
+        Raises:
+            InvalidParameters: one cannot be stored, or they are too large.
+        """
+        stored: dict[str, Any] = {}
+        for name, value in values.items():
+            if _is_secret(value):
+                stored[name] = {"$": "secret"}
+                continue
+            try:
+                stored[name] = json.loads(codec.encode(value, name))
+            except NotSerializable as error:
+                raise InvalidParameters(
+                    f"flow {self._flow!r}: the parameter {name!r} cannot be stored: {error};"
+                    " pass plain data, and open what is live inside the flow or as a @resource"
+                ) from None
+        data = json.dumps(stored, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        if len(data) > MOST_BYTES:
+            raise InvalidParameters(
+                f"flow {self._flow!r}: its parameters take {len(data):,} bytes, and a run keeps at"
+                f" most {MOST_BYTES:,}: pass a path or a URL instead of the data"
+            )
+        return data
+
+    def load(self, data: bytes, given: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Parameters from the store; *given* replaces some of them.
+
+        Raises:
+            InvalidParameters: a secret, which is not stored, is missing.
+        """
+        values: dict[str, Any] = {}
+        for name, value in json.loads(data or b"{}").items():
+            if given and name in given:
+                continue
+            if value == {"$": "secret"}:
+                raise InvalidParameters(
+                    f"flow {self._flow!r}: the parameter {name!r} is a secret and was not stored:"
+                    f" give it again, as in resume(run_id, parameters={{{name!r}: ...}})"
+                )
+            values[name] = codec.decode(json.dumps(value).encode())
+        values.update(given or {})
+        return values
+
+
+def masked(data: bytes) -> dict[str, Any]:
+    """Stored parameters for people: plain JSON, nothing is decoded."""
+    shown = json.loads(data or b"{}")
+    return {k: MASK if v == {"$": "secret"} else v for k, v in shown.items()}
+
+
+def _is_secret(value: Any) -> bool:
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(value, pydantic.SecretStr | pydantic.SecretBytes)
+
+
+def _where(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in loc) + ": " if loc else ""

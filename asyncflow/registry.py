@@ -1,0 +1,132 @@
+"""Which flows exist, and how a stored run finds its code again.
+
+A flow is found by the reference that its run stored: module and qualified name, or the file
+that was run as a script. Nothing is imported but what such a reference, or the user, names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+import weakref
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from asyncflow.errors import UnknownFlow
+
+if TYPE_CHECKING:
+    from asyncflow.flows import Flow
+
+_FLOWS: weakref.WeakValueDictionary[str, Flow[..., Any]] = weakref.WeakValueDictionary()
+
+
+def register(flow: Flow[..., Any]) -> None:
+    """Remember a flow by its key. One that is declared again (a reload) replaces the old one."""
+    _FLOWS[flow.key] = flow
+
+
+def reference(flow: Flow[..., Any]) -> str:
+    """Where the code of a flow is, as JSON for the store."""
+    module = getattr(flow.fn, "__module__", None) or ""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return json.dumps(
+        {
+            "key": flow.key,
+            "module": module,
+            "qualname": getattr(flow.fn, "__qualname__", flow.name),
+            "file": str(Path(file).resolve()) if file else None,
+        }
+    )
+
+
+def find(stored: str, name: str) -> Flow[..., Any]:
+    """The flow that a stored reference names.
+
+    Raises:
+        UnknownFlow: it is not declared, and cannot be imported.
+    """
+    try:
+        ref = json.loads(stored)
+        key, module, file = ref["key"], ref["module"], ref["file"]
+    except (ValueError, KeyError, TypeError):
+        raise UnknownFlow(f"the run of flow {name!r} does not say where its code is") from None
+    known = _FLOWS.get(key)
+    if known is not None:
+        return known
+    reasons = []
+    for load in (lambda: _import(module), lambda: load_file(file)):
+        try:
+            load()
+        except Exception as error:  # noqa: BLE001 - user code runs when it is imported
+            reasons.append(str(error))
+            continue
+        known = _FLOWS.get(key)
+        if known is not None:
+            return known
+    same_name = [f for f in _FLOWS.values() if f.name == name]
+    if len(same_name) == 1:
+        return same_name[0]
+    where = file or module
+    why = f" ({'; '.join(dict.fromkeys(r for r in reasons if r))})" if reasons else ""
+    raise UnknownFlow(
+        f"the code of flow {name!r} was not found in {where}{why}: import the module that declares"
+        " it before, or name its file"
+    )
+
+
+def _import(module: str) -> ModuleType | None:
+    if not module or module == "__main__":
+        return None
+    return importlib.import_module(module)
+
+
+def load_file(file: str | None) -> ModuleType | None:
+    """Import a Python file under the name of its stem, once."""
+    if not file:
+        return None
+    path = Path(file).resolve()
+    name = path.stem
+    loaded = sys.modules.get(name)
+    if loaded is not None and _same_file(loaded, path):
+        return loaded
+    main = sys.modules.get("__main__")
+    if main is not None and _same_file(main, path):
+        return main
+    if loaded is not None:
+        # Another module has this name: this one gets one of its own.
+        name = f"{name}_{abs(hash(str(path)))}"
+    if not path.is_file():
+        raise UnknownFlow(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UnknownFlow(f"{path} is not a Python file")
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _same_file(module: ModuleType, path: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).resolve() == path
+
+
+def flows_of(module: ModuleType) -> dict[str, list[Flow[..., Any]]]:
+    """The flows that a module declares, by name."""
+    from asyncflow.flows import Flow
+
+    found: dict[str, list[Flow[..., Any]]] = {}
+    for value in vars(module).values():
+        if isinstance(value, Flow) and all(value is not f for f in found.get(value.name, [])):
+            found.setdefault(value.name, []).append(value)
+    return found

@@ -1,0 +1,146 @@
+"""Live records to stored rows, and back to values. Nothing here decides or writes anything."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from asyncflow import codec, failures
+from asyncflow.errors import NotSerializable, ResultNotStored, ResultUnreadable
+from asyncflow.run import MISSING, Call, Run
+from asyncflow.states import StateType
+from asyncflow.store.base import ResultKind, RunRow, TaskRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_new = tuple.__new__
+_COMPLETED = StateType.COMPLETED
+_NO_TAGS: tuple[str, ...] = ()
+
+
+def task_row(call: Call, warn: Callable[[Call, Exception], None]) -> TaskRow:
+    """The row of a call as it is now.
+
+    An unserialisable result marks the row as NOT_STORED, and `warn` is told.
+    """
+    kind, result, error = ResultKind.NONE, None, None
+    if call.phase is _COMPLETED:
+        kind, result = result_of(call, call.value, warn)
+    elif call.error is not None:
+        error = call.run.engine.masker.data(failures.dump(call.error))
+    # Filled by position and without TaskRow.__new__: it is the hottest line of the package.
+    row: TaskRow = _new(
+        TaskRow,
+        (
+            call.run.pk,
+            call.seq,
+            call.identity,
+            call.spec.name,
+            call.label,
+            None if call.parent is None else call.parent.seq,
+            call.phase._value_,
+            call.phase_name,
+            call.message,
+            call.attempt,
+            call.failures,
+            call.interruptions,
+            call.created,
+            call.started,
+            call.ended,
+            call.retry_at,
+            call.upstream,
+            tuple(sorted(call.tags)) if call.tags else _NO_TAGS,
+            kind,
+            result,
+            error,
+        ),
+    )
+    return row
+
+
+def result_of(
+    call: Call, value: Any, warn: Callable[[Call, Exception], None]
+) -> tuple[int, bytes | None]:
+    """How the result of a call is stored: its kind and bytes."""
+    if value is None:
+        return ResultKind.JSON, b"null"
+    options = call.options
+    if not options.persist:
+        return ResultKind.NOT_STORED, None
+    try:
+        if options.serializer == "pickle":
+            return ResultKind.PICKLE, pickle.dumps(value, protocol=5)
+        return ResultKind.JSON, codec.encode(value)
+    except (NotSerializable, pickle.PicklingError, TypeError, AttributeError) as error:
+        warn(call, error)
+        return ResultKind.NOT_STORED, None
+
+
+def value_of(
+    kind: int, data: bytes | None, load_file: Callable[[str], bytes], what: str
+) -> Any:
+    """The value of a stored result; `MISSING` when the row says that it was not stored.
+
+    Raises:
+        ResultUnreadable: it is damaged, or needs a type that cannot be found.
+    """
+    if kind in (ResultKind.NOT_STORED, ResultKind.NONE) or data is None:
+        return MISSING
+    if kind in (ResultKind.JSON_FILE, ResultKind.PICKLE_FILE):
+        data = load_file(data.decode("ascii"))
+    try:
+        if kind in (ResultKind.PICKLE, ResultKind.PICKLE_FILE):
+            # Only a task that asked for it is stored so, and only an engine comes here.
+            return pickle.loads(data)  # noqa: S301
+        return codec.decode(data)
+    except ResultUnreadable:
+        raise
+    except Exception as error:
+        raise ResultUnreadable(f"the stored result of {what} cannot be read: {error}") from error
+
+
+def not_stored(what: str) -> ResultNotStored:
+    """The error for asking for a result that was not kept."""
+    return ResultNotStored(
+        f"{what} completed, but its result was not stored: see the warning in its log, give the"
+        " task serializer='pickle', or return plain data"
+    )
+
+
+def run_row(run: Run, engine: int | None, now: float) -> RunRow:
+    """The row of a flow run as it is now."""
+    extra = run.extra
+    return RunRow(
+        pk=run.pk,
+        id=run.id,
+        flow_name=run.flow_name,
+        flow_ref=extra.ref,
+        name=run.run_name,
+        parent=run.parent.pk if run.parent is not None else None,
+        parent_identity=run.call.identity if run.call is not None else None,
+        parent_seq=run.call.seq if run.call is not None else None,
+        root=extra.root,
+        state=run.phase.value,
+        state_name=run.shown_phase,
+        message=run.engine.masker.text(run.message),
+        state_at=now,
+        parameters=extra.stored_parameters,
+        tags=tuple(sorted(run.tags)),
+        created_at=run.created,
+        started_at=run.started,
+        ended_at=run.ended,
+        deadline_at=run.deadline,
+        engine=engine,
+        epoch=run.epoch,
+        attempt=run.attempt,
+        recoveries=run.recoveries,
+        idempotency_key=run.idempotency_key,
+        version=run.options.version,
+        result_kind=extra.result_kind,
+        result=extra.result,
+        error=(
+            run.engine.masker.data(failures.dump(run.error)) if run.error is not None else None
+        ),
+        ended_by=run.failed_seqs,
+    )

@@ -1,0 +1,438 @@
+"""What is known of one call of a task, of one map and of one flow run: plain mutable records.
+
+Records are made by the authoring side, changed only by the machine, and read by all. A `Call`
+is at once the handle that a user holds (`asyncflow.future.TaskFuture` extends it), so that a
+mapped item costs one object.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from asyncflow.retry import Retry
+from asyncflow.states import StateType, default_name
+
+if TYPE_CHECKING:
+    from asyncflow.limits import Needs
+
+#: How many moves the story of a run keeps; older ones are on disk.
+STORY = 50
+
+
+class _Missing:
+    """The mark for "no value", where None is a value."""
+
+    def __repr__(self) -> str:
+        return "<missing>"
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Any = _Missing()
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Hooks:
+    """Functions to call when a run enters a state; each a tuple, in order of declaration."""
+
+    on_running: tuple[Callable[..., Any], ...] = ()
+    on_completion: tuple[Callable[..., Any], ...] = ()
+    on_failure: tuple[Callable[..., Any], ...] = ()
+    on_cancellation: tuple[Callable[..., Any], ...] = ()
+    on_crashed: tuple[Callable[..., Any], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.on_running
+            or self.on_completion
+            or self.on_failure
+            or self.on_cancellation
+            or self.on_crashed
+        )
+
+    def at(self, state: StateType) -> tuple[Callable[..., Any], ...]:
+        match state:
+            case StateType.RUNNING:
+                return self.on_running
+            case StateType.COMPLETED:
+                return self.on_completion
+            case StateType.FAILED:
+                return self.on_failure
+            case StateType.CANCELLED:
+                return self.on_cancellation
+            case StateType.CRASHED:
+                return self.on_crashed
+            case _:
+                return ()
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Options:
+    """How the calls of a task or the runs of a flow are carried out.
+
+    Attributes:
+        timeout: seconds for one attempt of a task, or for the whole run of a flow.
+        total_timeout: seconds over all attempts and waits.
+        queue_timeout: seconds to wait for slots, per attempt.
+        limits: named limits and the units needed of each.
+        max_concurrency: of a task, its calls at once; of a flow, the task calls of a run.
+        runner: "async", "thread" or "process", or an object that is one.
+    """
+
+    retry: Retry = field(default_factory=Retry)
+    retry_condition: Callable[..., Any] | None = None
+    retry_budget: float | None = None
+    timeout: float | None = None
+    timeout_mode: str = "cancel"
+    total_timeout: float | None = None
+    queue_timeout: float | None = None
+    tags: frozenset[str] = frozenset()
+    limits: tuple[tuple[str, int], ...] = ()
+    max_concurrency: int | None = None
+    priority: float = 0
+    runner: Any = "async"
+    serializer: str = "json"
+    persist: bool = True
+    log_prints: bool = False
+    run_name: str | Callable[..., str] | None = None
+    grace: float | None = None
+    key: Callable[..., Any] | str | None = None
+    hooks: Hooks = field(default_factory=Hooks)
+    description: str = ""
+    version: str | None = None
+    max_recoveries: int | None = None
+    validate: bool = True
+
+
+class Call:
+    """One call of a task, or of a subflow, inside a run.
+
+    Attributes:
+        run: the flow run that it belongs to.
+        spec: the task (or flow) called: has `name`, `key`, `fn`, `options`.
+        seq: its number within the run, from 1; with the run it is its id in the store.
+        identity: what finds it again on resume, independent of order.
+        waiting: how many upstreams have not settled.
+        value: what it returned; `error`: the exception that it ended with.
+        stop: why it was told to stop, or None; `pending`: its code has yet to be told.
+        on: what its coroutine is suspended at (see `asyncflow.drive`).
+        direct: wakes the task that makes the call itself when it is its turn.
+        direct_thread: runs its function in the thread that makes the call.
+        noticed: the attempt that was last recorded as running.
+        past: one line for each failed attempt, for the notes of the last exception.
+        settled: its end has been acknowledged; only then do others see it.
+        asked: somebody holds its future (an item of a map that nobody asked for keeps none).
+        allow: the seqs of upstreams whose failure it takes as an argument.
+    """
+
+    # Not slots: most calls set few of these, and what stands in the class costs them nothing.
+    is_source = False
+    identity = b""
+    phase = StateType.PENDING
+    phase_name: str | None = None
+    message = ""
+    label: str | None = None
+    attempt = 0
+    failures = 0
+    interruptions = 0
+    noticed = 0
+    started: float | None = None
+    ended: float | None = None
+    retry_at: float | None = None
+    expires: float | None = None
+    deadline: float | None = None
+    value: Any = MISSING
+    error: BaseException | None = None
+    past: list[str] | None = None
+    waiting = 0
+    upstream: tuple[int, ...] = ()
+    allow: frozenset[int] = frozenset()
+    dependants: list[Any] | None = None
+    waiters: Any = None
+    waits_on: Call | None = None
+    eager = False
+    holding = False
+    settled = False
+    asked = False
+    seen = False
+    dirty = False
+    stop: str | None = None
+    pending = False
+    on: Any = None
+    body: Any = None
+    direct: Any = None
+    direct_thread: Any = None
+    batch: Batch | None = None
+    index = 0
+    child: Run | None = None
+    timer: Any = None
+
+    def __init__(
+        self,
+        run: Run,
+        spec: Any,
+        limits: Needs,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        seq: int,
+        parent: Call | None,
+        created: float,
+        context: Any,
+    ) -> None:
+        self.run = run
+        self.owner = run
+        self.spec = spec
+        options = spec.options
+        self.options: Options = options
+        self.priority: float = options.priority
+        self.limits = limits
+        self.args = args
+        self.kwargs = kwargs
+        self.seq = seq
+        self.parent = parent
+        self.created = created
+        self.context = context
+
+    @property
+    def tags(self) -> frozenset[str]:
+        return self.options.tags
+
+    @property
+    def shown_phase(self) -> str:
+        """The name of the state that it is in."""
+        return self.phase_name or default_name(self.phase)
+
+    @property
+    def display(self) -> str:
+        """What people call it: its own name, or task and number."""
+        return self.label or f"{self.spec.name}-{self.seq}"
+
+
+class Hold:
+    """Units of named limits held by user code: ``async with concurrency(...)``."""
+
+    __slots__ = ("call", "direct", "eager", "holding", "limits", "live", "owner", "priority")
+    is_source = False
+
+    def __init__(self, owner: object, call: Call | None, limits: Needs, priority: float) -> None:
+        self.owner = owner
+        self.call = call
+        self.limits = limits
+        self.priority = priority
+        self.eager = priority > 0
+        self.direct: Any = None
+        self.live = True
+        self.holding = False
+
+
+class Batch:
+    """The calls of one `map`, made one by one as they are started.
+
+    A waiting item is only its place in the inputs; a finished one only its value. Futures of
+    single items are made when someone asks for them.
+
+    Attributes:
+        size: how many items there are; `next`: the first that has not been taken.
+        results: value by index, `MISSING` where there is none (yet).
+        calls: the calls that exist now, by index: running, failed, or asked for.
+        open: how many have not settled.
+        make: makes the call of an index.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "calls",
+        "context",
+        "created",
+        "eager",
+        "inputs",
+        "limits",
+        "make",
+        "next",
+        "open",
+        "options",
+        "owner",
+        "parent",
+        "priority",
+        "results",
+        "run",
+        "seen",
+        "seq",
+        "size",
+        "spec",
+        "waiters",
+    )
+    is_source = True
+
+    def __init__(
+        self, run: Run, spec: Any, options: Options, limits: Needs, size: int, seq: int
+    ) -> None:
+        self.run = self.owner = run
+        self.spec = spec
+        self.options = options
+        self.limits = limits
+        self.priority = options.priority
+        self.eager = False
+        self.size = size
+        self.seq = seq
+        self.next = 0
+        self.open = size
+        self.inputs: Any = None
+        self.results: list[Any] = [MISSING] * size
+        self.calls: dict[int, Call] = {}
+        self.make: Callable[[Batch, int], Call] = _unmade
+        self.parent: Call | None = None
+        self.context: Any = None
+        self.created = 0.0
+        self.waiters: Any = None
+        self.seen = False
+
+    def call(self, index: int) -> Call:
+        """The call of this item, made if it does not exist."""
+        call = self.calls.get(index)
+        if call is None:
+            call = self.calls[index] = self.make(self, index)
+        return call
+
+    def take(self) -> Call:
+        """The call of the next item, which its taker will start."""
+        index = self.next
+        self.next = index + 1
+        call = self.calls.get(index)
+        if call is None:
+            call = self.calls[index] = self.make(self, index)
+        return call
+
+
+def _unmade(batch: Batch, index: int) -> Call:
+    raise AssertionError("the map was given no maker")
+
+
+class Run:
+    """One flow run, as the engine that owns it knows it.
+
+    Attributes:
+        id: what people and other processes call it: a UUID of version 7.
+        pk: its number in the store.
+        live: how many of its calls have not settled.
+        seen_hashes, repeats: which identities occurred, to number equal calls.
+        history: what the store knew of its calls when it was resumed, by identity.
+        unseen: failed calls that nobody has looked at, by seq.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "attempt",
+        "batches",
+        "body",
+        "call",
+        "calls",
+        "cancel_message",
+        "child_pks",
+        "created",
+        "deadline",
+        "dirty",
+        "ended",
+        "engine",
+        "epoch",
+        "error",
+        "expires",
+        "extra",
+        "failed_seqs",
+        "flow",
+        "flow_name",
+        "history",
+        "id",
+        "idempotency_key",
+        "idle",
+        "limit",
+        "live",
+        "message",
+        "on",
+        "options",
+        "parent",
+        "parameters",
+        "pending",
+        "pk",
+        "prefixes",
+        "recoveries",
+        "repeats",
+        "retried",
+        "run_name",
+        "seen_hashes",
+        "seq",
+        "phase",
+        "phase_name",
+        "started",
+        "stop",
+        "story",
+        "strands",
+        "tags",
+        "unseen",
+        "value",
+        "waiters",
+    )
+
+    def __init__(self, id_: str, pk: int, flow: Any, engine: Any, created: float) -> None:
+        self.id = id_
+        self.pk = pk
+        self.flow = flow
+        self.flow_name: str = flow.name
+        self.options: Options = flow.options
+        self.engine = engine
+        self.created = created
+        self.run_name: str = ""
+        self.parent: Run | None = None
+        self.call: Call | None = None
+        self.parameters: dict[str, Any] = {}
+        self.tags: frozenset[str] = frozenset()
+        self.idempotency_key: str | None = None
+        self.phase = StateType.SCHEDULED
+        self.phase_name: str | None = None
+        self.message = ""
+        self.attempt = 0
+        self.retried = 0
+        self.epoch = 1
+        self.recoveries = 0
+        self.started: float | None = None
+        self.ended: float | None = None
+        self.deadline: float | None = None
+        self.expires: float | None = None
+        self.value: Any = MISSING
+        self.error: BaseException | None = None
+        self.seq = 0
+        self.live = 0
+        self.calls: dict[Call, None] = {}
+        self.batches: dict[Batch, None] = {}
+        self.idle: Any = None
+        self.waiters: Any = None
+        self.seen_hashes: set[int] = set()
+        self.repeats: dict[int, int] = {}
+        self.prefixes: dict[Any, bytes] = {}
+        self.history: Any = None
+        self.child_pks: dict[bytes, int] = {}
+        self.unseen: dict[int, Call] = {}
+        self.failed_seqs: tuple[int, ...] = ()
+        self.story: deque[str] = deque(maxlen=STORY)
+        self.limit: Needs = ()
+        self.stop: str | None = None
+        self.pending = False
+        self.cancel_message = ""
+        self.on: Any = None
+        self.body: Any = None
+        self.dirty = False
+        self.strands = 0
+        self.extra: Any = None
+
+    @property
+    def shown_phase(self) -> str:
+        """The name of the state that it is in."""
+        return self.phase_name or default_name(self.phase)
+
+    @property
+    def display(self) -> str:
+        return self.run_name or f"{self.flow_name} {self.id}"

@@ -1,0 +1,209 @@
+"""What is called: a task, or a flow inside a flow, as calls and the executor see it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from asyncflow import nested
+from asyncflow.errors import InvalidParameters
+from asyncflow.limits import Slots
+from asyncflow.run import Call, Options
+from asyncflow.states import StateType
+
+_EMPTY = inspect.Parameter.empty
+
+
+class Spec:
+    """One task with one set of options.
+
+    Attributes:
+        key: what identifies it across processes: module and qualified name.
+        slow: its attempts need more than awaiting a coroutine; plain: not even a timeout.
+        limit: its own `max_concurrency`, shared by all copies that set none of their own.
+        resources: parameters that are filled in, by name.
+        task: the public object, handed to hooks and conditions.
+    """
+
+    __slots__ = (
+        "_arity",
+        "_signature",
+        "call_class",
+        "fn",
+        "has_hooks",
+        "in_thread",
+        "is_async",
+        "is_flow",
+        "key",
+        "limit",
+        "name",
+        "options",
+        "plain",
+        "resources",
+        "resolve_result",
+        "slow",
+        "task",
+        "view",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        fn: Callable[..., Any],
+        options: Options,
+        *,
+        is_async: bool,
+        task: Any,
+        call_class: type[Call],
+        resources: dict[str, Any] | None = None,
+        is_flow: bool = False,
+        limit: Slots | None = None,
+        resolve_result: Callable[[Any], Any] | None = None,
+        view: Callable[[Call], Any] = lambda call: call,
+    ) -> None:
+        self.name = name
+        self.key = key
+        self.fn = fn
+        self.options = options
+        self.is_async = is_async
+        self.task = task
+        self.call_class = call_class
+        self.resources = resources or {}
+        self.is_flow = is_flow
+        self.limit = limit
+        self.resolve_result = resolve_result
+        self.view = view
+        self.has_hooks = bool(options.hooks)
+        self.in_thread = options.runner == "thread" and not is_flow
+        self.slow = (
+            is_flow
+            or options.runner != "async"
+            or bool(self.resources)
+            or options.log_prints
+            or options.run_name is not None
+            or bool(options.hooks.on_running)
+        )
+        self.plain = not self.slow and options.timeout is None
+        self._signature: inspect.Signature | None = None
+        self._arity: tuple[int, int] | None = None
+
+    # --- arguments ----------------------------------------------------------------------------
+
+    @property
+    def signature(self) -> inspect.Signature:
+        if self._signature is None:
+            self._signature = inspect.signature(self.fn)
+        return self._signature
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise InvalidParameters if the arguments do not fit the signature."""
+        if not kwargs:
+            least, most = self._arity or self._find_arity()
+            if least <= len(args) <= most:
+                return
+        self.bind(args, kwargs)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        """The arguments by name; parameters that are filled in may be missing."""
+        try:
+            if self.resources:
+                return self.signature.bind_partial(*args, **kwargs)
+            return self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            kind = "flow" if self.is_flow else "task"
+            raise InvalidParameters(
+                f"{kind} {self.name!r} cannot be called so: {error}; its signature is"
+                f" {self.name}{self.signature}"
+            ) from None
+
+    def _find_arity(self) -> tuple[int, int]:
+        """How many positional arguments are enough, and too many, when there are no others."""
+        least = most = 0
+        for parameter in self.signature.parameters.values():
+            match parameter.kind:
+                case parameter.VAR_POSITIONAL:
+                    most = sys.maxsize
+                case parameter.KEYWORD_ONLY:
+                    if parameter.default is _EMPTY and parameter.name not in self.resources:
+                        least = sys.maxsize
+                case parameter.VAR_KEYWORD:
+                    pass
+                case _:
+                    most = min(sys.maxsize, most + 1)
+                    if parameter.default is _EMPTY and parameter.name not in self.resources:
+                        least += 1
+        self._arity = (least, most)
+        return self._arity
+
+    def key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The explicit key of a call, from ``key=``; None: its inputs are its key."""
+        key = self.options.key
+        if key is None:
+            return None
+        if callable(key):
+            return key(*args, **kwargs)
+        return format_name(key, self.bind(args, kwargs).arguments)
+
+    def label(self, call: Call) -> str | None:
+        """What this call is to be called, from ``task_run_name=``."""
+        template = self.options.run_name
+        if template is None:
+            return None
+        if callable(template):
+            return str(template())
+        return format_name(template, self.bind(call.args, call.kwargs).arguments)
+
+    def resolve(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with values in the place of futures."""
+        args = tuple(nested.replace(a, value_for) for a in call.args)
+        return args, {k: nested.replace(v, value_for) for k, v in call.kwargs.items()}
+
+    @staticmethod
+    def returns_futures(value: Any) -> bool:
+        """Whether a returned value is, or holds, a future."""
+        if isinstance(value, Call | nested.FutureGroup):
+            return True
+        if isinstance(value, list | tuple):
+            return any(isinstance(v, Call | nested.FutureGroup) for v in value)
+        return False
+
+
+def value_for(call: Call, allowed: bool) -> Any:
+    """What a task gets in the place of a settled future: its value, or, allowed, its error."""
+    if call.phase is not StateType.COMPLETED:
+        if allowed:
+            return call.error
+        assert call.error is not None
+        raise call.error
+    return call.value
+
+
+def format_name(template: str, arguments: dict[str, Any]) -> str:
+    """A name from a template such as ``"fetch {url}"``; InvalidParameters says what is missing."""
+    try:
+        return template.format(**arguments)
+    except (KeyError, IndexError, AttributeError, ValueError) as error:
+        known = ", ".join(arguments) or "none"
+        raise InvalidParameters(
+            f"the name template {template!r} cannot be filled in ({error!r}): the parameters are"
+            f" {known}"
+        ) from None
+
+
+def module_name(fn: Callable[..., Any]) -> str:
+    """The module of a function, the same whether its file is run as a script or imported."""
+    name = getattr(fn, "__module__", None) or "?"
+    if name != "__main__":
+        return str(name)
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return Path(file).stem if file else "__main__"
+
+
+def task_key(fn: Callable[..., Any], name: str | None) -> str:
+    """What identifies a task or flow across processes."""
+    own = getattr(fn, "__qualname__", None) or repr(fn)
+    return f"{module_name(fn)}:{name or own}"

@@ -1,0 +1,381 @@
+"""What asyncflow asks of a place to keep its state.
+
+Two ports. `Store` is what the one writer of an engine calls: plain blocking functions, each of
+them one transaction, never two at once. `Reader` answers questions; it never changes anything
+and may be used while a write is under way.
+
+Times are seconds since the epoch (UTC). States are `StateType` values. Values, parameters and
+errors are JSON text made by `asyncflow.codec` and `asyncflow.failures`; no store looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+T = TypeVar("T")
+
+#: Results up to this many bytes stay in their row; larger ones go to files.
+INLINE_LIMIT = 64 * 1024
+
+
+class ResultKind:
+    """How the result of a row is kept."""
+
+    NONE = 0  #: there is none (it did not complete)
+    JSON = 1  #: inline, JSON of `asyncflow.codec`
+    PICKLE = 2  #: inline, pickled: only where the task asked for it
+    NOT_STORED = 3  #: it completed; what it returned could not be kept
+    JSON_FILE = 4  #: as JSON, in a file; the row holds its name
+    PICKLE_FILE = 5  #: as PICKLE, in a file; the row holds its name
+
+
+class RunRow(NamedTuple):
+    """One flow run."""
+
+    pk: int  #: its number in this store; 0 until it is created
+    id: str  #: what people call it
+    flow_name: str
+    flow_ref: str  #: JSON: where the code is (module, qualname, file)
+    name: str
+    parent: int | None  #: pk of the parent run
+    parent_identity: bytes | None  #: identity of the call that made it, in the parent
+    parent_seq: int | None  #: number of that call
+    root: int  #: pk of the outermost run of its tree; its own for a root
+    state: str  #: StateType
+    state_name: str
+    message: str
+    state_at: float
+    parameters: bytes  #: JSON, secrets masked
+    tags: tuple[str, ...]
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    deadline_at: float | None
+    engine: int | None  #: the engine that owns it
+    epoch: int  #: raised by each claim; a write with a smaller one is refused
+    attempt: int
+    recoveries: int
+    idempotency_key: str | None
+    version: str | None
+    result_kind: int
+    result: bytes | None
+    error: bytes | None  #: JSON
+    ended_by: tuple[int, ...]  #: seqs of the calls whose failure ended it
+
+
+class TaskRow(NamedTuple):
+    """One task run: one call of a task in one flow run."""
+
+    run: int  #: pk of its flow run
+    seq: int  #: its number in the run, from 1
+    identity: bytes  #: unique in the run
+    task: str  #: the task's name
+    name: str | None  #: its own name, where it has one
+    parent: int | None  #: seq of the task run that made it
+    state: str  #: StateType
+    state_name: str | None  #: None: the default name of the type
+    message: str
+    attempt: int
+    failures: int  #: attempts that failed; the others were cut off by a crash
+    interruptions: int
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    retry_at: float | None
+    upstream: tuple[int, ...]  #: seqs
+    tags: tuple[str, ...]
+    result_kind: int
+    result: bytes | None
+    error: bytes | None  #: JSON
+
+
+class AttemptRow(NamedTuple):
+    """One failed attempt of a task run that was tried again."""
+
+    run: int
+    seq: int
+    attempt: int
+    started_at: float | None
+    ended_at: float
+    retry_at: float | None
+    error: bytes  #: JSON
+
+
+class LogRow(NamedTuple):
+    """One log line, as stored."""
+
+    run: int
+    seq: int | None  #: of the task run; None for the flow itself
+    time: float
+    level: int  #: as in stdlib logging
+    logger: str
+    message: str
+
+
+class StateRow(NamedTuple):
+    """One move of a flow run, for its story."""
+
+    run: int
+    time: float
+    state: str
+    state_name: str
+    message: str
+    epoch: int
+
+
+class MarkRow(NamedTuple):
+    """One recorded decision or value of a run, such as which future completed first."""
+
+    run: int
+    scope: bytes  #: which series of decisions
+    n: int  #: its number in the series, from 0
+    value: bytes  #: opaque
+
+
+class LimitRow(NamedTuple):
+    """A named limit that was set for all."""
+
+    name: str
+    limit: float | None  #: None: lifted
+    period: float | None
+    burst: int | None
+
+
+class EngineRow(NamedTuple):
+    """One engine instance."""
+
+    id: int  #: 0 until it is registered
+    pid: int
+    host: str
+    boot_id: str
+    started_at: float
+    seen_at: float
+    closed_at: float | None
+
+
+@dataclass(slots=True)
+class Writes:
+    """Everything that one transaction writes. Rows replace earlier rows of the same key.
+
+    `fences` maps the pk of each run that is written to the epoch under which its writer owns
+    it: where the stored epoch is another, nothing is written and `RunTaken` is raised. Rows in
+    `runs` exist already (see `Store.create_run`). `log_drops` counts lines lost before the store.
+    """
+
+    tasks: list[TaskRow] = field(default_factory=list)
+    runs: list[RunRow] = field(default_factory=list)
+    attempts: list[AttemptRow] = field(default_factory=list)
+    logs: list[LogRow] = field(default_factory=list)
+    states: list[StateRow] = field(default_factory=list)
+    marks: list[MarkRow] = field(default_factory=list)
+    limits: list[LimitRow] = field(default_factory=list)
+    fences: dict[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return (
+            len(self.tasks)
+            + len(self.runs)
+            + len(self.attempts)
+            + len(self.logs)
+            + len(self.states)
+            + len(self.marks)
+            + len(self.limits)
+        )
+
+
+class Store(Protocol):
+    """The writing side. Every method blocks, and is one transaction: all or nothing.
+
+    Raises:
+        StoreError: the storage failed; the message says which file, what, and what to do.
+        RunTaken: a fence did not hold.
+    """
+
+    #: What people call it in messages: a path, or "memory".
+    name: str
+
+    def open(self, durability: str) -> None:
+        """Open, create and migrate it. *durability* is "full", "strict" or "relaxed"."""
+        ...
+
+    def close(self) -> None: ...
+
+    def write(self, writes: Writes, *, wait: bool = True) -> bool:
+        """Write it all. With wait=False, False is returned at once if another process holds
+        the write lock, and nothing was written."""
+        ...
+
+    def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:
+        """Add a run, and give it its pk (and root, where that is 0).
+
+        Returns the row and True; or, where its idempotency key is taken, the row that has it
+        and False. The `run` of the given states is replaced by the pk.
+        """
+        ...
+
+    def register_engine(self, row: EngineRow) -> EngineRow:
+        """Add an engine and give it its id."""
+        ...
+
+    def close_engine(self, engine: int, time: float) -> None: ...
+
+    def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
+        """Take a root run, and the unfinished runs below it, for *engine*, in one atomic step.
+
+        *epoch* is the one that the caller last saw; when the stored one is another, None is
+        returned and nothing changes. Each claimed row gets the next epoch. Returns the claimed
+        rows as they are now, the root first.
+        """
+        ...
+
+    def run(self, run_id: str) -> RunRow | None:
+        """The run with this id (not pk)."""
+        ...
+
+    def calls(self, run: int) -> list[TaskRow]:
+        """All task runs of a run, by seq."""
+        ...
+
+    def children(self, run: int) -> list[RunRow]:
+        """The direct child runs of a run."""
+        ...
+
+    def marks(self, run: int) -> list[MarkRow]:
+        """The recorded decisions of a run, by scope and n."""
+        ...
+
+    def limits(self) -> list[LimitRow]: ...
+
+    def unfinished(self) -> list[tuple[RunRow, EngineRow | None]]:
+        """Root runs that have not ended (also PAUSED ones), each with the engine that owns it."""
+        ...
+
+    def request(self, run: int, kind: str, time: float) -> None:
+        """Ask the engine that owns a run for something, such as "cancel"."""
+        ...
+
+    def requests(self, engine: int) -> list[tuple[int, str]]:
+        """What is asked of the runs that *engine* owns: pk and kind. They are then forgotten."""
+        ...
+
+    def delete_run(self, run: int) -> int:
+        """Remove a run and everything below it, files included; how many runs went."""
+        ...
+
+    def load_file(self, name: str) -> bytes:
+        """The bytes of a large result; ResultUnreadable when they are gone or damaged."""
+        ...
+
+    def checkpoint(self) -> None:
+        """Fold what was appended into the main file, if it is worth it (SQLite: the WAL)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """Which runs to list, newest first.
+
+    Attributes:
+        states: StateType values, any of them; empty for all.
+        names: state names, any of them (such as "Interrupted").
+        flow: the flow's name.
+        tags: all of them must be there.
+        since: created at or after, seconds since the epoch.
+        parent: pk of the parent; -1 for any, None for roots only.
+        id_prefix: ids that begin so.
+        after: list only runs older than this pk (the cursor).
+        limit: at most this many rows.
+    """
+
+    states: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    flow: str | None = None
+    tags: tuple[str, ...] = ()
+    since: float | None = None
+    parent: int | None = -1
+    id_prefix: str = ""
+    after: int | None = None
+    limit: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskQuery:
+    """Which task runs of one run to list, by seq.
+
+    Attributes:
+        after: list only those with a higher seq (the cursor).
+    """
+
+    run: int
+    states: tuple[str, ...] = ()
+    task: str | None = None
+    after: int = 0
+    limit: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogQuery:
+    """Which log lines of one run to list, oldest first; `after` is the id of the last one seen."""
+
+    run: int
+    seq: int | None = None
+    level: int = 0
+    text: str = ""
+    after: int = 0
+    limit: int = 200
+
+
+class TaskCount(NamedTuple):
+    """How many task runs of a task are in a state, for summaries."""
+
+    task: str
+    state: str
+    state_name: str | None
+    count: int
+    first_started: float | None
+    last_ended: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some rows and, when there are more, where to go on."""
+
+    rows: list[T]
+    next_cursor: int | None
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """The asking side. Never blocks the loop, never changes anything."""
+
+    async def find_run(self, run_id: str) -> RunRow | None: ...
+
+    async def runs(self, query: RunQuery) -> Page[RunRow]: ...
+
+    async def task_runs(self, query: TaskQuery) -> Page[TaskRow]: ...
+
+    async def task_counts(self, run: int) -> list[TaskCount]: ...
+
+    async def attempts(self, run: int, seq: int | None = None) -> list[AttemptRow]: ...
+
+    async def logs(self, query: LogQuery) -> Page[tuple[int, LogRow]]: ...
+
+    async def states(self, run: int) -> list[StateRow]: ...
+
+    async def engine(self, engine: int) -> EngineRow | None: ...
+
+    async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class ReadableStore(Store, Protocol):
+    """A store that answers questions too: what an engine is given."""
+
+    def reader(self) -> Reader:
+        """A reader of what is committed."""
+        ...
+
+
+MakeStore = Callable[[], ReadableStore]

@@ -1,0 +1,264 @@
+"""State in plain dicts: for tests, for runs that nobody has to resume, and as the reference.
+
+It keeps every rule of `asyncflow.store.base`, so that what a store has to do can be read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from asyncflow.errors import ResultUnreadable, RunTaken
+from asyncflow.states import StateType
+from asyncflow.store.base import (
+    AttemptRow,
+    EngineRow,
+    LimitRow,
+    LogQuery,
+    LogRow,
+    MarkRow,
+    Page,
+    RunQuery,
+    RunRow,
+    StateRow,
+    TaskCount,
+    TaskQuery,
+    TaskRow,
+    Writes,
+)
+
+T = TypeVar("T")
+
+
+class MemoryStore:
+    """A store in memory. It may be opened, closed and opened again; it lives with its object."""
+
+    def __init__(self) -> None:
+        self.name = "memory"
+        self._engines: dict[int, EngineRow] = {}
+        self._runs: dict[int, RunRow] = {}
+        self._tasks: dict[int, dict[int, TaskRow]] = {}
+        self._attempts: dict[tuple[int, int, int], AttemptRow] = {}
+        self._logs: list[LogRow] = []
+        self._states: list[StateRow] = []
+        self._marks: dict[tuple[int, bytes, int], MarkRow] = {}
+        self._limits: dict[str, LimitRow] = {}
+        self._requests: dict[tuple[int, str], float] = {}
+        self._last_pk = 0
+
+    def open(self, durability: str) -> None:
+        """Nothing has to be opened."""
+
+    def close(self) -> None:
+        """What is there stays, for the next who opens it."""
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def write(self, writes: Writes, *, wait: bool = True) -> bool:
+        for pk, epoch in writes.fences.items():
+            run = self._runs.get(pk)
+            if run is None or run.epoch != epoch:
+                raise RunTaken(
+                    f"another engine has taken over run number {pk}: what this one did since is"
+                    " not recorded, and it must stop"
+                )
+        for task in writes.tasks:
+            self._tasks.setdefault(task.run, {})[task.seq] = task
+        for row in writes.runs:
+            self._runs[row.pk] = row
+        for mark in writes.marks:
+            self._marks[mark.run, mark.scope, mark.n] = mark
+        for attempt in writes.attempts:
+            self._attempts[attempt.run, attempt.seq, attempt.attempt] = attempt
+        self._states += writes.states
+        self._logs += writes.logs
+        for limit in writes.limits:
+            if limit.limit is None:
+                self._limits.pop(limit.name, None)
+            else:
+                self._limits[limit.name] = limit
+        return True
+
+    def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:
+        if row.idempotency_key is not None:
+            for taken in self._runs.values():
+                if taken.idempotency_key == row.idempotency_key:
+                    return taken, False
+        self._last_pk += 1
+        pk = self._last_pk
+        row = self._runs[pk] = row._replace(pk=pk, root=row.root or pk)
+        self._states += [state._replace(run=pk) for state in states]
+        return row, True
+
+    def register_engine(self, row: EngineRow) -> EngineRow:
+        row = row._replace(id=len(self._engines) + 1)
+        self._engines[row.id] = row
+        return row
+
+    def close_engine(self, engine: int, time: float) -> None:
+        self._engines[engine] = self._engines[engine]._replace(closed_at=time)
+
+    def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
+        root = self._runs.get(run)
+        if root is None or root.epoch != epoch:
+            return None
+        below = [
+            row
+            for row in self._runs.values()
+            if row.root == run and row.pk != run and not StateType(row.state).is_final
+        ]
+        claimed = []
+        for row in (root, *below):
+            row = row._replace(engine=engine, epoch=row.epoch + 1)
+            self._runs[row.pk] = row
+            claimed.append(row)
+        self._requests = {k: v for k, v in self._requests.items() if k[0] != run}
+        return claimed
+
+    def request(self, run: int, kind: str, time: float) -> None:
+        self._requests[run, kind] = time
+
+    def requests(self, engine: int) -> list[tuple[int, str]]:
+        found = [
+            key for key in self._requests if (r := self._runs.get(key[0])) and r.engine == engine
+        ]
+        for key in found:
+            del self._requests[key]
+        return found
+
+    def delete_run(self, run: int) -> int:
+        below = [run]
+        for pk in below:
+            below += [r.pk for r in self._runs.values() if r.parent == pk and r.pk not in below]
+        gone = 0
+        for pk in below:
+            gone += self._runs.pop(pk, None) is not None
+            self._tasks.pop(pk, None)
+        self._attempts = {k: v for k, v in self._attempts.items() if k[0] not in below}
+        self._marks = {k: v for k, v in self._marks.items() if k[0] not in below}
+        self._requests = {k: v for k, v in self._requests.items() if k[0] not in below}
+        self._logs = [r for r in self._logs if r.run not in below]
+        self._states = [r for r in self._states if r.run not in below]
+        return gone
+
+    def load_file(self, name: str) -> bytes:
+        raise ResultUnreadable(f"there is no result file {name[:80]!r}: this store has no files")
+
+    def checkpoint(self) -> None:
+        """Nothing has to be folded in."""
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def run(self, run_id: str) -> RunRow | None:
+        return next((r for r in self._runs.values() if r.id == run_id), None)
+
+    def calls(self, run: int) -> list[TaskRow]:
+        return sorted(self._tasks.get(run, {}).values(), key=lambda row: row.seq)
+
+    def children(self, run: int) -> list[RunRow]:
+        return [r for r in self._runs.values() if r.parent == run]
+
+    def marks(self, run: int) -> list[MarkRow]:
+        rows = [m for m in self._marks.values() if m.run == run]
+        return sorted(rows, key=lambda row: (row.scope, row.n))
+
+    def limits(self) -> list[LimitRow]:
+        return [self._limits[name] for name in sorted(self._limits)]
+
+    def unfinished(self) -> list[tuple[RunRow, EngineRow | None]]:
+        return [
+            (row, self._engines.get(row.engine or 0))
+            for row in self._runs.values()
+            if row.parent is None and not StateType(row.state).is_final
+        ]
+
+    def reader(self) -> MemoryReader:
+        return MemoryReader(self)
+
+
+class MemoryReader:
+    """Answers questions about a `MemoryStore`."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def find_run(self, run_id: str) -> RunRow | None:
+        return self._store.run(run_id)
+
+    async def runs(self, query: RunQuery) -> Page[RunRow]:
+        rows = reversed(self._store._runs.values())
+        return _page((r for r in rows if _fits(r, query)), query.limit, lambda row: row.pk)
+
+    async def task_runs(self, query: TaskQuery) -> Page[TaskRow]:
+        rows = (
+            r
+            for r in self._store.calls(query.run)
+            if r.seq > query.after
+            and (not query.states or r.state in query.states)
+            and (query.task is None or r.task == query.task)
+        )
+        return _page(rows, query.limit, lambda row: row.seq)
+
+    async def task_counts(self, run: int) -> list[TaskCount]:
+        groups: dict[tuple[str, str, str | None], list[TaskRow]] = {}
+        for row in self._store.calls(run):
+            groups.setdefault((row.task, row.state, row.state_name), []).append(row)
+        return [
+            TaskCount(
+                *key,
+                len(rows),
+                min((r.started_at for r in rows if r.started_at is not None), default=None),
+                max((r.ended_at for r in rows if r.ended_at is not None), default=None),
+            )
+            for key, rows in groups.items()
+        ]
+
+    async def attempts(self, run: int, seq: int | None = None) -> list[AttemptRow]:
+        rows = [
+            a
+            for a in self._store._attempts.values()
+            if a.run == run and (seq is None or a.seq == seq)
+        ]
+        return sorted(rows, key=lambda row: (row.seq, row.attempt))
+
+    async def logs(self, query: LogQuery) -> Page[tuple[int, LogRow]]:
+        rows = (
+            (n, r)
+            for n, r in enumerate(self._store._logs, 1)
+            if r.run == query.run
+            and n > query.after
+            and r.level >= query.level
+            and (query.seq is None or r.seq == query.seq)
+            and query.text.lower() in r.message.lower()
+        )
+        return _page(rows, query.limit, lambda row: row[0])
+
+    async def states(self, run: int) -> list[StateRow]:
+        return [r for r in self._store._states if r.run == run]
+
+    async def engine(self, engine: int) -> EngineRow | None:
+        return self._store._engines.get(engine)
+
+    async def aclose(self) -> None:
+        """Nothing has to be closed."""
+
+
+def _fits(row: RunRow, query: RunQuery) -> bool:
+    return (
+        (not query.states or row.state in query.states)
+        and (not query.names or row.state_name in query.names)
+        and (query.flow is None or row.flow_name == query.flow)
+        and (query.since is None or row.created_at >= query.since)
+        and (query.parent == -1 or row.parent == query.parent)
+        and row.id.startswith(query.id_prefix)
+        and set(query.tags) <= set(row.tags)
+        and (query.after is None or row.pk < query.after)
+    )
+
+
+def _page(rows: Iterable[T], limit: int, cursor: Callable[[T], int]) -> Page[T]:
+    found = list(islice(rows, limit + 1))
+    if len(found) > limit:
+        return Page(found[:limit], cursor(found[limit - 1]))
+    return Page(found, None)

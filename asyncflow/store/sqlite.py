@@ -1,0 +1,852 @@
+"""State in one SQLite file: written by one connection, read by others, crash-proof by the WAL.
+
+Every writing method is one transaction that takes the write lock at its start (BEGIN
+IMMEDIATE), so that it never meets a snapshot that others have made stale. No `sqlite3` error
+leaves this module: `StoreError` says which file, what happened and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from random import random
+from typing import Any, NoReturn, TypeVar
+
+from asyncflow.errors import ResultUnreadable, RunTaken, StoreClosed, StoreError
+from asyncflow.states import StateType
+from asyncflow.store.base import (
+    INLINE_LIMIT,
+    AttemptRow,
+    EngineRow,
+    LimitRow,
+    LogQuery,
+    LogRow,
+    MarkRow,
+    Page,
+    ResultKind,
+    RunQuery,
+    RunRow,
+    StateRow,
+    TaskCount,
+    TaskQuery,
+    TaskRow,
+    Writes,
+)
+
+T = TypeVar("T")
+
+#: Marks the file as ours ("aflw"), so that a foreign database is not written to.
+APPLICATION_ID = 0x61666C77
+#: What this code reads and writes.
+SCHEMA_VERSION = 1
+
+#: WAL frames (pages) beyond which `checkpoint` does something.
+WAL_PAGES = 1000
+
+_UNFINISHED = tuple(s.value for s in StateType if not s.is_final)
+_MARKS = ",".join("?" * len(_UNFINISHED))
+
+_RUN_COLUMNS = ", ".join(RunRow._fields)
+_TASK_PLAIN = (
+    "id, identity, task, parent, state, attempt, created_at, started_at, ended_at, result_kind,"
+    " result"
+)
+_TASK_ALL = (
+    _TASK_PLAIN + ", name, state_name, message, failures, interruptions, retry_at, upstream, tags,"
+    " error"
+)
+_FILES = (ResultKind.JSON_FILE, ResultKind.PICKLE_FILE)
+_TO_FILE = {
+    ResultKind.JSON: ResultKind.JSON_FILE,
+    ResultKind.PICKLE: ResultKind.PICKLE_FILE,
+}
+
+#: Rows in one INSERT statement. A statement lets go of the GIL once, however many rows it has,
+#: and a busy loop in another thread takes its time to give it back.
+_CHUNKS = (256, 64, 16, 4, 1)
+
+
+def _insert(columns: str, rows: int) -> str:
+    one = "(" + ",".join("?" * (columns.count(",") + 1)) + ")"
+    return f"INSERT OR REPLACE INTO task_runs ({columns}) VALUES {','.join([one] * rows)}"
+
+
+_INSERT_PLAIN = {n: _insert(_TASK_PLAIN, n) for n in _CHUNKS}
+_INSERT_ALL = _insert(_TASK_ALL, 1)
+_REPLACE_RUN = (
+    f"INSERT OR REPLACE INTO flow_runs ({_RUN_COLUMNS})"
+    f" VALUES ({','.join('?' * len(RunRow._fields))})"
+)
+
+
+class SqliteStore:
+    """A store in a SQLite file.
+
+    Args:
+        path: of the database; its folder is made if it does not exist.
+        inline_limit: results above so many bytes go to files in ``PATH.results``.
+        busy_timeout: seconds to wait for other processes that write.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        inline_limit: int = INLINE_LIMIT,
+        busy_timeout: float = 30.0,
+    ) -> None:
+        if str(path) == ":memory:":
+            raise StoreError(
+                "a database in memory cannot be shared with readers: use MemoryStore() instead"
+            )
+        self.path = Path(path)
+        self.name = str(path)
+        self._inline_limit = inline_limit
+        self._busy_timeout = busy_timeout
+        self._results = Path(f"{path}.results")
+        self._fsync = False
+        self._db: sqlite3.Connection | None = None
+
+    # --- opening --------------------------------------------------------------------------------
+
+    def open(self, durability: str) -> None:
+        self._fsync = durability == "full"
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self.path.exists():
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise StoreError(
+                f"the database {self.path} cannot be made: {error.strerror}: give a path in a"
+                " folder that can be written to"
+            ) from None
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder: give the path of a database file")
+        try:
+            self._db = sqlite3.connect(
+                self.path,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
+            )
+            self._settle_in(durability)
+        except sqlite3.Error as error:
+            self.close()
+            self._translate(error)
+        except StoreError:
+            self.close()
+            raise
+
+    def _settle_in(self, durability: str) -> None:
+        db = self._connection
+        self._patiently(lambda: db.execute("PRAGMA schema_version").fetchone())
+        self._check_identity()
+        self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL").fetchone())
+        db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        # Only `checkpoint` folds the WAL in, off the loop.
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA trusted_schema = OFF")
+        self._migrate()
+
+    def _check_identity(self) -> None:
+        db = self._connection
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application == 0 and version == 0 and tables == 0:
+            return
+        if application != APPLICATION_ID:
+            raise StoreError(
+                f"{self.path} is a database of another program: give another path, so that"
+                " nothing in it is touched"
+            )
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path} was written by a newer asyncflow (schema {version}; this one knows"
+                f" {SCHEMA_VERSION}): upgrade asyncflow, or use another database"
+            )
+
+    def _migrate(self) -> None:
+        """Bring the file to our schema, one transaction a step; safe when two do it at once."""
+        db = self._connection
+        for version, step in enumerate(_MIGRATIONS, 1):
+            if db.execute("PRAGMA user_version").fetchone()[0] >= version:
+                continue
+            with self._transaction():
+                if db.execute("PRAGMA user_version").fetchone()[0] < version:
+                    step(db)
+                    db.execute(f"PRAGMA user_version = {version}")
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise StoreClosed(f"the database {self.path} is closed")
+        return self._db
+
+    def close(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+
+    # --- transactions ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction(self, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        """All or nothing. With wait=False, `_Busy` if another process holds the lock."""
+        db = self._connection
+        try:
+            if wait:
+                self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+            else:
+                db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if not wait and _is_busy(error):
+                raise _Busy from None
+            self._translate(error)
+        try:
+            yield db
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            self._translate(error)
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        db = self._connection
+        if db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+
+    def _patiently(self, function: Callable[[], T]) -> T:
+        """Do it again while others hold the lock, at random intervals, so that all get a turn."""
+        until = time.monotonic() + self._busy_timeout
+        wait = 0.0005
+        while True:
+            try:
+                return function()
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error):
+                    raise
+                if time.monotonic() >= until:
+                    raise StoreError(
+                        f"another process has kept the database {self.path} locked for"
+                        f" {self._busy_timeout:g} s: look for one that hangs in a transaction"
+                    ) from None
+                time.sleep(wait * (0.5 + random()))
+                wait = min(wait * 1.5, 0.02)
+
+    def _translate(self, error: sqlite3.Error) -> NoReturn:
+        name = getattr(error, "sqlite_errorname", "") or ""
+        path = self.path
+        if name.startswith("SQLITE_NOTADB"):
+            text = f"{path} is not a database: give another path; the file was not touched"
+        elif name.startswith("SQLITE_CORRUPT"):
+            text = (
+                f"the database {path} is damaged ({error}): restore a backup, or save what can be"
+                " read with `sqlite3 FILE .recover`"
+            )
+        elif name.startswith("SQLITE_FULL"):
+            text = f"the database {path} cannot grow, the disk is full: free some space, then resume"
+        elif name.startswith("SQLITE_IOERR"):
+            text = f"the disk of the database {path} fails ({name}): mend it, then resume"
+        elif name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+            text = (
+                f"the database {path} cannot be written to ({error}): give the path of a file in a"
+                " folder that can be"
+            )
+        elif _is_busy(error):
+            text = f"another process keeps the database {path} locked: look for one that hangs"
+        else:
+            text = f"the database {path} failed: {error}"
+        raise StoreError(text) from error
+
+    def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        db = self._connection
+        try:
+            return self._patiently(lambda: function(db))
+        except sqlite3.Error as error:
+            self._translate(error)
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def write(self, writes: Writes, *, wait: bool = True) -> bool:
+        tasks = self._place_results(writes.tasks)
+        runs = self._place_results(writes.runs)
+        try:
+            with self._transaction(wait) as db:
+                if writes.fences:
+                    _check_fences(db, writes.fences)
+                if tasks:
+                    _write_tasks(db, tasks)
+                if runs:
+                    db.executemany(_REPLACE_RUN, [_packed_run(row) for row in runs])
+                if writes.marks:
+                    db.executemany("INSERT OR REPLACE INTO marks VALUES (?,?,?,?)", writes.marks)
+                if writes.attempts:
+                    db.executemany(
+                        "INSERT OR REPLACE INTO attempts VALUES (?,?,?,?,?,?)",
+                        [(_id(r.run, r.seq), *r[2:]) for r in writes.attempts],
+                    )
+                if writes.states:
+                    db.executemany("INSERT INTO states VALUES (NULL,?,?,?,?,?,?)", writes.states)
+                if writes.logs:
+                    db.executemany("INSERT INTO logs VALUES (NULL,?,?,?,?,?,?)", writes.logs)
+                if writes.limits:
+                    _write_limits(db, writes.limits)
+        except _Busy:
+            return False
+        return True
+
+    def _place_results(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """The rows, with large results moved to files."""
+        limit = self._inline_limit
+        for row in rows:
+            if row.result is not None and len(row.result) > limit:
+                return [self._placed(row) for row in rows]
+        return rows
+
+    def _placed(self, row: Any) -> Any:
+        kind = _TO_FILE.get(row.result_kind)
+        if kind is None or row.result is None or len(row.result) <= self._inline_limit:
+            return row
+        try:
+            name = self._save(row.result)
+        except OSError as error:
+            raise StoreError(
+                f"a result of {len(row.result):,} bytes cannot be written to {self._results}:"
+                f" {error.strerror}: free some space, or return a path instead of the data"
+            ) from error
+        return row._replace(result_kind=kind, result=name.encode())
+
+    def _save(self, data: bytes) -> str:
+        """Write a file that is named by its content, so that no half of it is ever seen."""
+        name = hashlib.sha256(data).hexdigest()
+        folder = self._results / name[:2]
+        path = folder / f"{name}.bin"
+        if path.exists():
+            return name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=folder)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                if self._fsync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        if self._fsync:
+            _sync_folder(folder)
+        return name
+
+    def load_file(self, name: str) -> bytes:
+        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+            raise ResultUnreadable(f"{name[:80]!r} is not the name of a result file")
+        path = self._results / name[:2] / f"{name}.bin"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ResultUnreadable(
+                f"the result file {path} cannot be read: {error.strerror}"
+            ) from None
+        if hashlib.sha256(data).hexdigest() != name:
+            raise ResultUnreadable(f"the result file {path} is damaged: its content has changed")
+        return data
+
+    # --- runs and engines -----------------------------------------------------------------------
+
+    def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:
+        with self._transaction() as db:
+            if row.idempotency_key is not None:
+                taken = db.execute(
+                    f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE idempotency_key = ?",
+                    (row.idempotency_key,),
+                ).fetchone()
+                if taken is not None:
+                    return _run(taken), False
+            packed = list(_packed_run(row))
+            packed[0] = None
+            pk = db.execute(_REPLACE_RUN, packed).lastrowid
+            assert pk is not None
+            root = row.root or pk
+            if root != row.root:
+                db.execute("UPDATE flow_runs SET root = ? WHERE pk = ?", (root, pk))
+            db.executemany(
+                "INSERT INTO states VALUES (NULL,?,?,?,?,?,?)", [(pk, *s[1:]) for s in states]
+            )
+        return row._replace(pk=pk, root=root), True
+
+    def register_engine(self, row: EngineRow) -> EngineRow:
+        with self._transaction() as db:
+            cursor = db.execute("INSERT INTO engines VALUES (NULL,?,?,?,?,?,?)", row[1:])
+            assert cursor.lastrowid is not None
+            return row._replace(id=cursor.lastrowid)
+
+    def close_engine(self, engine: int, time: float) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE engines SET closed_at = ? WHERE id = ?", (time, engine))
+
+    def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
+        with self._transaction() as db:
+            taken = db.execute(
+                "UPDATE flow_runs SET engine = ?, epoch = epoch + 1 WHERE pk = ? AND epoch = ?",
+                (engine, run, epoch),
+            )
+            if not taken.rowcount:
+                return None
+            db.execute(
+                "UPDATE flow_runs SET engine = ?, epoch = epoch + 1"
+                f" WHERE root = ? AND pk <> ? AND state IN ({_MARKS})",
+                (engine, run, run, *_UNFINISHED),
+            )
+            db.execute("DELETE FROM requests WHERE run = ?", (run,))
+            rows = db.execute(
+                f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE pk = ?"
+                f" UNION ALL SELECT {_RUN_COLUMNS} FROM flow_runs"
+                f" WHERE root = ? AND pk <> ? AND state IN ({_MARKS})",
+                (run, run, run, *_UNFINISHED),
+            ).fetchall()
+        return [_run(row) for row in rows]
+
+    def run(self, run_id: str) -> RunRow | None:
+        row = self._read(
+            lambda db: db.execute(
+                f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE id = ?", (run_id,)
+            ).fetchone()
+        )
+        return _run(row) if row is not None else None
+
+    def calls(self, run: int) -> list[TaskRow]:
+        found = self._read(
+            lambda db: db.execute(
+                f"SELECT {_TASK_ALL} FROM task_runs WHERE id BETWEEN ? AND ? ORDER BY id",
+                (run << 32, run << 32 | 0xFFFFFFFF),
+            ).fetchall()
+        )
+        return [_task(row) for row in found]
+
+    def children(self, run: int) -> list[RunRow]:
+        found = self._read(
+            lambda db: db.execute(
+                f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE parent = ? ORDER BY pk", (run,)
+            ).fetchall()
+        )
+        return [_run(row) for row in found]
+
+    def marks(self, run: int) -> list[MarkRow]:
+        found = self._read(
+            lambda db: db.execute(
+                "SELECT run, scope, n, value FROM marks WHERE run = ? ORDER BY scope, n", (run,)
+            ).fetchall()
+        )
+        return [MarkRow(*row) for row in found]
+
+    def limits(self) -> list[LimitRow]:
+        return self._read(
+            lambda db: [
+                LimitRow(*r)
+                for r in db.execute('SELECT name, "limit", period, burst FROM limits ORDER BY name')
+            ]
+        )
+
+    def unfinished(self) -> list[tuple[RunRow, EngineRow | None]]:
+        def read(db: sqlite3.Connection) -> list[tuple[RunRow, EngineRow | None]]:
+            rows = db.execute(
+                f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE state IN ({_MARKS})"
+                " AND parent IS NULL ORDER BY pk",
+                _UNFINISHED,
+            ).fetchall()
+            engines = {
+                r[0]: EngineRow(*r)
+                for r in db.execute(
+                    "SELECT id, pid, host, boot_id, started_at, seen_at, closed_at FROM engines"
+                )
+            }
+            runs = [_run(row) for row in rows]
+            return [(run, engines.get(run.engine or 0)) for run in runs]
+
+        return self._read(read)
+
+    def request(self, run: int, kind: str, time: float) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO requests VALUES (?,?,?)", (run, kind, time))
+
+    def requests(self, engine: int) -> list[tuple[int, str]]:
+        find = (
+            "SELECT r.run, r.kind FROM requests r JOIN flow_runs f ON f.pk = r.run"
+            " WHERE f.engine = ?"
+        )
+        found = self._read(lambda db: db.execute(find, (engine,)).fetchall())
+        if found:
+            with self._transaction() as db:
+                db.executemany("DELETE FROM requests WHERE run = ? AND kind = ?", found)
+        return found
+
+    def delete_run(self, run: int) -> int:
+        with self._transaction() as db:
+            below = [
+                r[0]
+                for r in db.execute(
+                    "WITH RECURSIVE below(pk) AS (VALUES (?) UNION"
+                    " SELECT f.pk FROM flow_runs f JOIN below ON f.parent = below.pk)"
+                    " SELECT pk FROM below",
+                    (run,),
+                )
+            ]
+            files: set[bytes] = set()
+            gone = 0
+            for pk in below:
+                low, high = pk << 32, pk << 32 | 0xFFFFFFFF
+                files |= {
+                    r[0]
+                    for r in db.execute(
+                        "SELECT result FROM task_runs WHERE id BETWEEN ? AND ?"
+                        " AND result_kind IN (?,?) UNION"
+                        " SELECT result FROM flow_runs WHERE pk = ? AND result_kind IN (?,?)",
+                        (low, high, *_FILES, pk, *_FILES),
+                    )
+                }
+                db.execute("DELETE FROM task_runs WHERE id BETWEEN ? AND ?", (low, high))
+                db.execute("DELETE FROM attempts WHERE id BETWEEN ? AND ?", (low, high))
+                db.execute("DELETE FROM logs WHERE run = ?", (pk,))
+                db.execute("DELETE FROM states WHERE run = ?", (pk,))
+                db.execute("DELETE FROM marks WHERE run = ?", (pk,))
+                db.execute("DELETE FROM requests WHERE run = ?", (pk,))
+                gone += db.execute("DELETE FROM flow_runs WHERE pk = ?", (pk,)).rowcount
+            unused = [name for name in files if not _is_used(db, name)]
+        for name in unused:
+            text = name.decode()
+            (self._results / text[:2] / f"{text}.bin").unlink(missing_ok=True)
+        return gone
+
+    def checkpoint(self) -> None:
+        wal = Path(f"{self.path}-wal")
+        with contextlib.suppress(OSError):
+            if wal.stat().st_size < WAL_PAGES * 4096:
+                return
+        with contextlib.suppress(sqlite3.Error):
+            # What cannot be folded in now is folded in the next time.
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def reader(self) -> SqliteReader:
+        return SqliteReader(self)
+
+
+class _Busy(Exception):  # noqa: N818 - never leaves this module
+    """Another process holds the write lock."""
+
+
+def _create(db: sqlite3.Connection) -> None:
+    """Schema version 1."""
+    text = resources.files("asyncflow.store").joinpath("schema.sql").read_text("utf-8")
+    for statement in _statements(text):
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script, one by one (`executescript` would commit first)."""
+    lines: list[str] = []
+    for line in script.splitlines():
+        if line.strip() and not line.lstrip().startswith("--"):
+            lines.append(line)
+        if lines and sqlite3.complete_statement("\n".join(lines)):
+            yield "\n".join(lines)
+            lines = []
+
+
+#: Step n brings a file from schema version n to n + 1. Steps are only ever added.
+_MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create,)
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def _id(run: int, seq: int) -> int:
+    return run << 32 | seq
+
+
+def _check_fences(db: sqlite3.Connection, fences: dict[int, int]) -> None:
+    for pk, epoch in fences.items():
+        row = db.execute("SELECT epoch FROM flow_runs WHERE pk = ?", (pk,)).fetchone()
+        if row is None or row[0] != epoch:
+            raise RunTaken(
+                f"another engine has taken over run number {pk}: what this one did since is not"
+                " recorded, and it must stop"
+            )
+
+
+def _write_tasks(db: sqlite3.Connection, rows: Iterable[TaskRow]) -> None:
+    flat: list[Any] = []
+    add = flat.extend
+    n = 0
+    for (
+        run, seq, identity, task, name, parent, state, state_name, message, attempt, failures,
+        interruptions, created, started, ended, retry_at, upstream, tags, kind, result, error,
+    ) in rows:  # fmt: skip
+        if (
+            state_name or message or failures or interruptions or upstream or tags or error
+            or name or retry_at
+        ):  # fmt: skip
+            db.execute(
+                _INSERT_ALL,
+                (
+                    run << 32 | seq, identity, task, parent, state, attempt, created, started,
+                    ended, kind, result, name, state_name, message or None, failures or None,
+                    interruptions or None, retry_at, json.dumps(upstream) if upstream else None,
+                    json.dumps(tags) if tags else None, error,
+                ),
+            )  # fmt: skip
+            continue
+        add(
+            (
+                run << 32 | seq, identity, task, parent, state, attempt, created, started, ended,
+                kind, result,
+            )
+        )  # fmt: skip
+        n += 1
+    at = 0
+    for size in _CHUNKS:
+        while n >= size:
+            db.execute(_INSERT_PLAIN[size], flat[at : at + size * 11])
+            at += size * 11
+            n -= size
+
+
+def _write_limits(db: sqlite3.Connection, rows: Iterable[LimitRow]) -> None:
+    for row in rows:
+        if row.limit is None:
+            db.execute("DELETE FROM limits WHERE name = ?", (row.name,))
+        else:
+            db.execute("INSERT OR REPLACE INTO limits VALUES (?,?,?,?)", row)
+
+
+def _is_used(db: sqlite3.Connection, name: bytes) -> bool:
+    # A scan, but only of rows with files, and only when a run that had one is deleted.
+    found = db.execute(
+        "SELECT 1 FROM task_runs WHERE result_kind IN (?,?) AND result = ? UNION ALL"
+        " SELECT 1 FROM flow_runs WHERE result_kind IN (?,?) AND result = ? LIMIT 1",
+        (*_FILES, name, *_FILES, name),
+    ).fetchone()
+    return found is not None
+
+
+def _packed_run(row: RunRow) -> tuple[Any, ...]:
+    return (
+        *row[:14],
+        json.dumps(row.tags),
+        *row[15:-1],
+        json.dumps(row.ended_by),
+    )
+
+
+def _run(row: Sequence[Any]) -> RunRow:
+    return RunRow(*row[:14], tuple(json.loads(row[14])), *row[15:-1], tuple(json.loads(row[-1])))
+
+
+def _task(row: Sequence[Any]) -> TaskRow:
+    (
+        id_, identity, task, parent, state, attempt, created, started, ended, kind, result, name,
+        state_name, message, failures, interruptions, retry_at, upstream, tags, error,
+    ) = row  # fmt: skip
+    return TaskRow(
+        id_ >> 32, id_ & 0xFFFFFFFF, identity, task, name, parent, state, state_name,
+        message or "", attempt, failures or 0, interruptions or 0, created, started, ended,
+        retry_at, tuple(json.loads(upstream)) if upstream else (),
+        tuple(json.loads(tags)) if tags else (), kind, result, error,
+    )  # fmt: skip
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+RUNS_BY_ID = f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE id = ?"
+TASK_COUNTS = (
+    "SELECT task, state, state_name, count(*), min(started_at), max(ended_at) FROM task_runs"
+    " WHERE id BETWEEN ? AND ? GROUP BY task, state, state_name ORDER BY min(id)"
+)
+ATTEMPTS = (
+    "SELECT id, attempt, started_at, ended_at, retry_at, error FROM attempts"
+    " WHERE id BETWEEN ? AND ? ORDER BY id, attempt LIMIT 10000"
+)
+STATES = (
+    "SELECT run, time, state, state_name, message, epoch FROM states WHERE run = ?"
+    " ORDER BY id LIMIT 10000"
+)
+
+
+class SqliteReader:
+    """Answers questions through a read-only connection of its own, off the loop (aiosqlite)."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self._db: Any = None
+
+    async def _connection(self) -> Any:
+        if self._db is None:
+            import aiosqlite
+
+            uri = f"{self._store.path.resolve().as_uri()}?mode=ro"
+            try:
+                self._db = await aiosqlite.connect(uri, uri=True, timeout=30)
+                await self._db.execute("PRAGMA query_only = ON")
+            except sqlite3.Error as error:
+                self._store._translate(error)
+        return self._db
+
+    async def _all(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        db = await self._connection()
+        try:
+            return list(await db.execute_fetchall(sql, values))
+        except sqlite3.Error as error:
+            self._store._translate(error)
+
+    async def find_run(self, run_id: str) -> RunRow | None:
+        rows = await self._all(RUNS_BY_ID, (run_id,))
+        return _run(rows[0]) if rows else None
+
+    async def runs(self, query: RunQuery) -> Page[RunRow]:
+        sql, values = runs_sql(query)
+        rows = [_run(r) for r in await self._all(sql, values)]
+        return _page(rows, query.limit, lambda row: row.pk)
+
+    async def task_runs(self, query: TaskQuery) -> Page[TaskRow]:
+        sql, values = tasks_sql(query)
+        rows = [_task(r) for r in await self._all(sql, values)]
+        return _page(rows, query.limit, lambda row: row.seq)
+
+    async def task_counts(self, run: int) -> list[TaskCount]:
+        rows = await self._all(TASK_COUNTS, (run << 32, run << 32 | 0xFFFFFFFF))
+        return [TaskCount(*row) for row in rows]
+
+    async def attempts(self, run: int, seq: int | None = None) -> list[AttemptRow]:
+        low, high = (0, 0xFFFFFFFF) if seq is None else (seq, seq)
+        rows = await self._all(ATTEMPTS, (_id(run, low), _id(run, high)))
+        return [AttemptRow(r[0] >> 32, r[0] & 0xFFFFFFFF, *r[1:]) for r in rows]
+
+    async def logs(self, query: LogQuery) -> Page[tuple[int, LogRow]]:
+        sql, values = logs_sql(query)
+        rows = [(r[0], LogRow(*r[1:])) for r in await self._all(sql, values)]
+        return _page(rows, query.limit, lambda row: row[0])
+
+    async def states(self, run: int) -> list[StateRow]:
+        return [StateRow(*row) for row in await self._all(STATES, (run,))]
+
+    async def engine(self, engine: int) -> EngineRow | None:
+        rows = await self._all(
+            "SELECT id, pid, host, boot_id, started_at, seen_at, closed_at FROM engines"
+            " WHERE id = ?",
+            (engine,),
+        )
+        return EngineRow(*rows[0]) if rows else None
+
+    async def aclose(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            await db.close()
+
+
+def _page(rows: list[T], limit: int, cursor: Callable[[T], int]) -> Page[T]:
+    """One row more than *limit* was read, to know whether there are more."""
+    if len(rows) > limit:
+        return Page(rows[:limit], cursor(rows[limit - 1]))
+    return Page(rows, None)
+
+
+def runs_sql(query: RunQuery) -> tuple[str, list[Any]]:
+    """The statement for a `RunQuery`. Only fixed text enters it; values are bound."""
+    where: list[str] = []
+    values: list[Any] = []
+
+    def add(text: str, *bound: Any) -> None:
+        where.append(text)
+        values.extend(bound)
+
+    if query.states:
+        add(f"state IN ({','.join('?' * len(query.states))})", *query.states)
+    if query.names:
+        add(f"state_name IN ({','.join('?' * len(query.names))})", *query.names)
+    if query.flow is not None:
+        add("flow_name = ?", query.flow)
+    if query.since is not None:
+        add("created_at >= ?", query.since)
+    if query.parent is None:
+        add("parent IS NULL")
+    elif query.parent != -1:
+        add("parent = ?", query.parent)
+    if query.id_prefix:
+        add("id >= ? AND id < ?", query.id_prefix, query.id_prefix + "\U0010ffff")
+    for tag in query.tags:
+        add("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)", tag)
+    if query.after is not None:
+        add("pk < ?", query.after)
+    condition = f" WHERE {' AND '.join(where)}" if where else ""
+    values.append(query.limit + 1)
+    return (
+        f"SELECT {_RUN_COLUMNS} FROM flow_runs{condition} ORDER BY pk DESC LIMIT ?",
+        values,
+    )
+
+
+def tasks_sql(query: TaskQuery) -> tuple[str, list[Any]]:
+    """The statement for a `TaskQuery`."""
+    where = ["id BETWEEN ? AND ?"]
+    values: list[Any] = [_id(query.run, query.after + 1), query.run << 32 | 0xFFFFFFFF]
+    if query.states:
+        where.append(f"state IN ({','.join('?' * len(query.states))})")
+        values += query.states
+    if query.task is not None:
+        where.append("task = ?")
+        values.append(query.task)
+    values.append(query.limit + 1)
+    return (
+        f"SELECT {_TASK_ALL} FROM task_runs WHERE {' AND '.join(where)} ORDER BY id LIMIT ?",
+        values,
+    )
+
+
+def logs_sql(query: LogQuery) -> tuple[str, list[Any]]:
+    """The statement for a `LogQuery`."""
+    where = ["run = ?", "id > ?"]
+    values: list[Any] = [query.run, query.after]
+    if query.seq is not None:
+        where.append("seq = ?")
+        values.append(query.seq)
+    if query.level:
+        where.append("level >= ?")
+        values.append(query.level)
+    if query.text:
+        where.append("message LIKE ? ESCAPE '\\'")
+        escaped = query.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        values.append(f"%{escaped}%")
+    values.append(query.limit + 1)
+    return (
+        "SELECT id, run, seq, time, level, logger, message FROM logs"
+        f" WHERE {' AND '.join(where)} ORDER BY id LIMIT ?",
+        values,
+    )

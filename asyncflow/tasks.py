@@ -1,0 +1,608 @@
+"""`@task`: what users declare, call, submit and map."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+from typing import Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, TypeVar, cast, overload
+
+from asyncflow.context import current_call, current_run
+from asyncflow.errors import (
+    BlockingCall,
+    InvalidDefinition,
+    InvalidOption,
+    MappingLengthMismatch,
+)
+from asyncflow.future import TaskFuture, TaskFutureList, needs_run, resolve
+from asyncflow.limits import Slots
+from asyncflow.nested import PLAIN, Allowed, FutureGroup, Unmapped, find
+from asyncflow.options import HOOKS, check_function, make_options
+from asyncflow.resources import resources_of
+from asyncflow.run import Call, Options
+from asyncflow.spec import Spec, task_key
+from asyncflow.states import State
+from asyncflow.stream import OnError, stream
+from asyncflow.views import TaskRun
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+S = TypeVar("S")
+
+_UNSET: Any = object()
+
+
+def unmapped(value: Any) -> Any:
+    """The same value for each item of a `map`, even where it is a list."""
+    return Unmapped(value)
+
+
+def allow_failure(future: Any) -> Any:
+    """Pass a future whose failure the task is ready for: it gets the exception as the value."""
+    return Allowed(future)
+
+
+class Task(Generic[P, R]):
+    """A function that is bounded, timed out, retried and checkpointed when a flow calls it.
+
+    Outside of every flow, calling it calls the plain function.
+
+    Attributes:
+        fn: the function itself.
+        name: what people call it.
+        options: how its calls are carried out.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str | None = None,
+        options: Options | None = None,
+        limit: Slots | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_function("task", fn)
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.given = dict(given or {})
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        what = f"task {self.name!r}"
+        self.options = options or make_options(what, False, **self.given)
+        self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+            getattr(fn, "__call__", None)  # noqa: B004 - an object with an async __call__
+        )
+        self.options = _with_runner(what, self.options, self.is_async)
+        if self.options.max_concurrency is not None and limit is None:
+            limit = Slots(f"task:{self.name}", self.options.max_concurrency)
+        self.limit = limit
+        self._explicit_name = name
+        self._spec: Spec | None = None
+        self._self: Any = _UNSET
+
+    # --- as a method ----------------------------------------------------------------------------
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Task[P, R]: ...
+    @overload
+    def __get__(
+        self: Task[Concatenate[Any, S], R], instance: object, owner: type  # type: ignore[valid-type, type-arg, unused-ignore] # Concatenate takes a ParamSpec; see the overloads of subclasses
+    ) -> Task[..., R]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """The task of a method, bound to its object without touching the shared one."""
+        if instance is None:
+            return self
+        bound = functools.partial(self.fn, instance)
+        functools.update_wrapper(bound, self.fn)
+        task = type(self)(
+            bound,
+            name=self.name,
+            options=self.options,
+            limit=self.limit,
+            given=self.given,
+        )
+        task.is_async = self.is_async
+        task._explicit_name = self._explicit_name or self.fn.__qualname__
+        return task
+
+    # --- calling --------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> Spec:
+        """What the engine needs to know of it."""
+        if self._spec is None:
+            self._spec = Spec(
+                self.name,
+                task_key(self.fn, self._explicit_name),
+                self.fn,
+                self.options,
+                is_async=self.is_async,
+                task=self,
+                call_class=TaskFuture,
+                resources=resources_of(self.fn),
+                limit=self.limit,
+                resolve_result=resolve,
+                view=TaskRun.of_call,
+            )
+        return self._spec
+
+    def submit(
+        self,
+        *args: Any,
+        wait_for: Any = None,
+        return_state: bool = False,
+        priority: float | None = None,
+        key: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call it in the background; its future is given at once.
+
+        Args:
+            wait_for: futures to wait for, besides those among the arguments.
+            return_state: give an awaitable of the `State` instead of a future.
+            priority: the higher, the earlier it gets a slot.
+            key: what identifies the call on resume, instead of its inputs.
+
+        Raises:
+            NoEngine: not called inside a flow.
+            InvalidParameters: the arguments do not fit.
+        """
+        run = needs_run(f"{self.name}.submit()")
+        spec = self.spec
+        spec.check(args, kwargs)
+        future = run.engine.call(
+            run.engine.submit_call,
+            run,
+            spec,
+            args,
+            kwargs,
+            current_call(),
+            key,
+            wait_for,
+            priority,
+        )
+        return StateOf(future) if return_state else future
+
+    def map(
+        self,
+        *iterables: Any,
+        wait_for: Any = None,
+        return_state: bool = False,
+        priority: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call it once for each item of the iterables, in the background.
+
+        Positional and keyword arguments that are iterable are mapped over, all of the same
+        length; strings, bytes, mappings and what is wrapped in `unmapped` are passed whole to
+        each call. A future that holds a list is waited for, in sync code.
+
+        Raises:
+            MappingLengthMismatch: the lengths differ.
+            ValueError: there is nothing to iterate over.
+        """
+        run = needs_run(f"{self.name}.map()")
+        mapped = _Mapped(self.name, iterables, kwargs)
+        if mapped.late is not None:
+            return LateMap(self, iterables, kwargs, wait_for, priority, return_state)
+        spec = self.spec
+        if mapped.size:
+            spec.check(*mapped.item(0))
+        engine = run.engine
+        parent = current_call()
+        if mapped.depends or wait_for is not None:
+            futures = engine.call(
+                engine.submit_calls,
+                run,
+                spec,
+                [mapped.item(i) for i in range(mapped.size)],
+                parent,
+                wait_for,
+                priority,
+            )
+            listed: TaskFutureList[R] = TaskFutureList(futures)
+        else:
+            batch = engine.call(
+                engine.submit_batch, run, spec, mapped.size, mapped.item, parent, priority
+            )
+            listed = TaskFutureList(batch=batch)
+        return [StateOf(future) for future in listed] if return_state else listed
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        max_in_flight: int | None = None,
+        ordered: bool = False,
+        on_error: OnError = "raise",
+        **kwargs: Any,
+    ) -> AsyncIterator[R]:
+        """Call it for each item of an iterator of any length, in bounded memory.
+
+        Args:
+            source: a sync or async iterable; items are pulled as there is room.
+            max_in_flight: how many items may be pulled and not yet given out; by default the
+                concurrency of the flow, at most 100.
+            ordered: give results in the order of the source instead of that of completion.
+            on_error: "raise" stops at the first failure; "collect" gives exceptions as results.
+            kwargs: passed to each call.
+        """
+        run = needs_run(f"{self.name}.stream()")
+        return cast(
+            "AsyncIterator[R]",
+            stream(run, self.spec, source, kwargs, max_in_flight, ordered, on_error),
+        )
+
+    def with_options(self, **options: Any) -> Any:
+        """A copy with other options; the name may change too (``name=``).
+
+        The task's concurrency limit is shared with the original unless it is set anew.
+        """
+        unknown = set(options) - TASK_OPTIONS
+        if unknown:
+            raise InvalidOption(
+                f"task {self.name!r} has no option {sorted(unknown)[0]!r}: its options are"
+                f" {', '.join(sorted(TASK_OPTIONS))}"
+            )
+        name = options.pop("name", None) or self._explicit_name
+        if "task_run_name" in options:
+            options["run_name"] = options.pop("task_run_name")
+        given = {**self.given, **options}
+        limit = None if "max_concurrency" in options else self.limit
+        copy = type(self)(self.fn, name=name, given=given, limit=limit)
+        if name is None:
+            copy.name = self.name
+        return copy
+
+    # --- hooks as decorators --------------------------------------------------------------------
+
+    def on_running(self, fn: Callable[..., T]) -> Callable[..., T]:
+        return self._add_hook("on_running", fn)
+
+    def on_completion(self, fn: Callable[..., T]) -> Callable[..., T]:
+        return self._add_hook("on_completion", fn)
+
+    def on_failure(self, fn: Callable[..., T]) -> Callable[..., T]:
+        return self._add_hook("on_failure", fn)
+
+    def on_cancellation(self, fn: Callable[..., T]) -> Callable[..., T]:
+        return self._add_hook("on_cancellation", fn)
+
+    def on_crashed(self, fn: Callable[..., T]) -> Callable[..., T]:
+        return self._add_hook("on_crashed", fn)
+
+    def _add_hook(self, name: str, fn: Callable[..., T]) -> Callable[..., T]:
+        if not callable(fn):
+            raise InvalidOption(f"task {self.name!r}: {name} takes a function, not {fn!r}")
+        hooks = self.options.hooks
+        more = (*getattr(hooks, name), fn)
+        self.options = replace(self.options, hooks=replace(hooks, **{name: more}))
+        self.given[name] = more
+        self._spec = None
+        return fn
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+
+class AsyncTask(Task[P, R]):
+    """A task made of an ``async def`` function."""
+
+    @overload
+    def __call__(
+        self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, State[R]]: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+    def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
+        """Run it here and give its value; its own exception is raised."""
+        run = current_run()
+        if run is None:
+            coro = self.fn(*args, **kwargs)
+            return _plain_state(coro) if return_state else coro
+        engine = run.engine
+        if not engine.on_loop():
+            raise BlockingCall(
+                f"{self.name!r} is async and cannot be called plainly from sync code: use"
+                f" {self.name}.submit(...).result()"
+            )
+        self.spec.check(args, kwargs)
+        call, upstream = engine.calls.make(run, self.spec, args, kwargs, current_call())
+        return engine.direct(call, upstream, return_state)
+
+
+class SyncTask(Task[P, R]):
+    """A task made of a plain ``def`` function, which runs in a worker thread."""
+
+    @overload
+    def __call__(self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs) -> State[R]: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
+        """Run it here, in the thread of the flow or task that calls it."""
+        run = current_run()
+        if run is None:
+            return self.fn(*args, **kwargs)
+        engine = run.engine
+        if engine.on_loop():
+            raise BlockingCall(
+                f"calling the plain function {self.name!r} here would block the event loop: use"
+                f" await {self.name}.submit(...) instead, which runs it in a thread"
+            )
+        self.spec.check(args, kwargs)
+        return engine.direct_in_thread(run, self.spec, args, kwargs, current_call(), return_state)
+
+
+class StateOf(Generic[R]):
+    """A future whose awaited value is the `State` of the run, never an exception."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: TaskFuture[R]) -> None:
+        self.future = future
+
+    def __await__(self) -> Any:
+        return self._state().__await__()
+
+    async def _state(self) -> State[R]:
+        if not self.future.settled:
+            from asyncflow.future import wait
+
+            await wait([self.future])
+        return self.future.state
+
+    def result(self, timeout: float | None = None) -> State[R]:
+        self.future.wait(timeout)
+        return self.future.state
+
+
+async def _plain_state(coro: Coroutine[Any, Any, R]) -> State[Any]:
+    from asyncflow.states import Completed, Failed
+
+    try:
+        return Completed(await coro)
+    except Exception as error:
+        return Failed(str(error), error)
+
+
+# --- mapping --------------------------------------------------------------------------------------
+
+
+class _Mapped:
+    """The arguments of a `map`, told apart into those that vary and those that do not.
+
+    Attributes:
+        size: how many items there are.
+        depends: whether futures are among the items or constants.
+        late: a future that holds the list to be mapped over, or None.
+    """
+
+    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.late: Any = None
+        self._args = [self._listed(a) for a in args]
+        self._kwargs = {k: self._listed(v) for k, v in kwargs.items()}
+        columns = [*enumerate(self._args), *self._kwargs.items()]
+        sizes = {k: len(v) for k, v in columns if isinstance(v, list | tuple)}
+        self.depends = False
+        self.size = 0
+        if self.late is not None:
+            return
+        if not sizes:
+            raise ValueError(
+                f"{name}.map() was given nothing to iterate over: pass a list, or use"
+                f" {name}.submit()"
+            )
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(
+                f"{f'argument {k + 1}' if isinstance(k, int) else k} has {n}"
+                for k, n in sizes.items()
+            )
+            raise MappingLengthMismatch(
+                f"the iterables given to {name}.map() differ in length: {told}; wrap what is the"
+                " same for all in unmapped(...)"
+            )
+        self.size = next(iter(sizes.values()))
+        self.depends = any(self._has_futures(v) for _, v in columns)
+        self._one = not self._kwargs and len(self._args) == 1
+
+    def _listed(self, value: Any) -> Any:
+        """A list or tuple of items, or the constant in an `Unmapped`."""
+        if isinstance(value, Unmapped):
+            return value
+        if isinstance(value, list | tuple):
+            return value
+        if isinstance(value, FutureGroup):
+            return list(value.members())
+        if isinstance(value, Call | Allowed):
+            self.late = value
+            return value
+        if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+            return Unmapped(value)
+        return list(value)
+
+    @staticmethod
+    def _has_futures(column: Any) -> bool:
+        values = (column.value,) if isinstance(column, Unmapped) else column
+        if PLAIN.issuperset(map(type, values)):
+            return False
+        found: list[tuple[Call, bool]] = []
+        find(values, found)
+        return bool(found)
+
+    def item(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of one item."""
+        if self._one:
+            return (self._args[0][index],), {}
+        args = tuple(a.value if isinstance(a, Unmapped) else a[index] for a in self._args)
+        kwargs = {
+            k: v.value if isinstance(v, Unmapped) else v[index] for k, v in self._kwargs.items()
+        }
+        return args, kwargs
+
+
+class LateMap(Generic[R]):
+    """A map over a list that a future will give: its calls are made when the list is there."""
+
+    def __init__(
+        self,
+        task: Task[..., R],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        wait_for: Any,
+        priority: float | None,
+        return_state: bool,
+    ) -> None:
+        self._task = task
+        self._given = (args, kwargs, wait_for, priority, return_state)
+        run = needs_run("map()")
+        self._run = run
+        self._futures = run.engine.background_in_run(run, self._begin())
+
+    async def _begin(self) -> Any:
+        args, kwargs, wait_for, priority, return_state = self._given
+        args = tuple([await _list_of(a) for a in args])
+        kwargs = {k: await _list_of(v) for k, v in kwargs.items()}
+        return self._task.map(
+            *args, wait_for=wait_for, priority=priority, return_state=return_state, **kwargs
+        )
+
+    def __await__(self) -> Any:
+        return self._values().__await__()
+
+    async def _values(self) -> list[R]:
+        return cast("list[R]", await (await self.futures()))
+
+    async def futures(self) -> TaskFutureList[R]:
+        """The futures, once the list to be mapped over is there."""
+        return cast("TaskFutureList[R]", await self._run.engine.shared(self._futures))
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        """The values, in sync code."""
+        from asyncflow.future import block
+
+        futures = block(self._run, self.futures(), "list that a map waits for")
+        return futures.result(timeout)
+
+
+async def _list_of(value: Any) -> Any:
+    return await resolve(value) if isinstance(value, Call | Allowed) else value
+
+
+# --- the decorator --------------------------------------------------------------------------------
+
+
+def _with_runner(what: str, options: Options, is_async: bool) -> Options:
+    """Choose the runner by the function's colour, and refuse what cannot be kept."""
+    runner = options.runner or ("async" if is_async else "thread")
+    if runner == "async" and not is_async:
+        raise InvalidDefinition(
+            f"{what} is a plain function and cannot run on the event loop: leave runner= out to"
+            " run it in a thread, or make it async def"
+        )
+    if runner == "thread" and is_async:
+        raise InvalidDefinition(
+            f"{what} is async and runs on the event loop: leave runner= out, or make it a plain"
+            " def"
+        )
+    if isinstance(runner, str) and runner not in ("async", "thread", "process"):
+        raise InvalidOption(f"{what}: runner={runner!r}: use 'async', 'thread' or 'process'")
+    if options.timeout is not None and runner == "thread" and options.timeout_mode != "soft":
+        raise InvalidDefinition(
+            f"{what} runs in a thread, which cannot be stopped, so timeout_seconds cannot be"
+            " kept: use runner='process', make it async def, or say timeout_mode='soft' to have"
+            " a late return reported"
+        )
+    return replace(options, runner=runner)
+
+
+_NOT_OPTIONS = {"validate", "retry", "timeout", "run_name", "persist", "grace", "hooks"}
+TASK_OPTIONS = frozenset(
+    {
+        "name", "retries", "retry_delay_seconds", "retry_jitter_factor", "retry_on",
+        "retry_condition_fn", "timeout_seconds", "timeout_mode", "total_timeout_seconds",
+        "queue_timeout_seconds", "tags", "limits", "max_concurrency", "priority", "runner",
+        "serializer", "persist_result", "log_prints", "task_run_name", "cancel_grace_seconds",
+        "key", "description", "version", *HOOKS,
+    }
+)  # fmt: skip
+
+
+@overload
+def task(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+@overload
+def task(fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+@overload
+def task(**options: Any) -> _Decorator: ...
+def task(fn: Any = None, /, **options: Any) -> Any:
+    """Make a task of a function.
+
+    Args:
+        name: what people call it; by default the function's name.
+        retries: how many failed attempts are followed by another (0).
+        retry_delay_seconds: seconds before each, a list of them, or `exponential_backoff`.
+        retry_jitter_factor: how much of a delay is left to chance: 1 (default) all, 0 nothing.
+        retry_on: exception types that are tried again (any `Exception`).
+        retry_condition_fn: ``fn(task, task_run, state) -> bool``, asked after each failure.
+        timeout_seconds: for one attempt; queueing does not count.
+        timeout_mode: "cancel", or "soft" to only report a plain function that returns late.
+        total_timeout_seconds: over all attempts and waits, resumes included.
+        queue_timeout_seconds: how long an attempt may wait for slots.
+        tags: names, each also a limit ``tag:NAME``.
+        limits: named limits and the units that an attempt holds, such as ``{"db": 1}``.
+        max_concurrency: how many of its calls run at once, over all runs of an engine.
+        priority: the higher, the earlier a call gets its slot (0).
+        runner: "async" (async def), "thread" (def) or "process".
+        serializer: "json", or "pickle" for results that JSON cannot hold.
+        persist_result: False keeps results out of the store; a resume runs such calls again.
+        log_prints: store what it prints as log lines.
+        task_run_name: a template of parameters such as ``"fetch {url}"``, or a function.
+        cancel_grace_seconds: how long its code may take to stop (30).
+        key: a template or function of parameters that identifies a call, instead of its inputs.
+        on_running, on_completion, on_failure, on_cancellation, on_crashed: functions
+            ``fn(task, task_run, state)``, or lists of them.
+
+    Raises:
+        InvalidDefinition: it cannot be a task, or an option cannot be kept.
+        InvalidOption: an option has an impossible value.
+    """
+    if fn is None:
+        return _Decorator(options)
+    return _make(fn, options)
+
+
+def _make(fn: Any, options: dict[str, Any]) -> Task[..., Any]:
+    if isinstance(fn, staticmethod | classmethod):
+        raise InvalidDefinition(
+            f"put @{type(fn).__name__} above @task, so that @task gets the function itself"
+        )
+    check_function("task", fn)
+    unknown = set(options) - TASK_OPTIONS
+    if unknown:
+        raise InvalidOption(
+            f"@task has no option {sorted(unknown)[0]!r}: its options are"
+            f" {', '.join(sorted(TASK_OPTIONS))}"
+        )
+    given = dict(options)
+    name = given.pop("name", None)
+    if "task_run_name" in given:
+        given["run_name"] = given.pop("task_run_name")
+    cls = AsyncTask if inspect.iscoroutinefunction(fn) else SyncTask
+    made: Task[..., Any] = cls(fn, name=name, given=given)
+    return made
+
+
+class _Decorator:
+    """``@task(...)`` with options."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R]) -> SyncTask[P, R]: ...
+    def __call__(self, fn: Any) -> Any:
+        return _make(fn, self._options)

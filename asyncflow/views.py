@@ -1,0 +1,193 @@
+"""What users see of runs: plain records, made from live runs and stored rows alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from asyncflow import failures
+from asyncflow.executor import state_of
+from asyncflow.run import Call
+from asyncflow.states import State, StateType, default_name
+
+if TYPE_CHECKING:
+    from asyncflow.store.base import LogRow, RunRow, StateRow, TaskRow
+
+T = TypeVar("T")
+
+
+def moment(seconds: float | None) -> datetime | None:
+    """Seconds since the epoch as an aware UTC datetime."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+class Listing(list[T], Generic[T]):
+    """A page of rows. `next_cursor` leads to the next page; None: this was the last."""
+
+    def __init__(self, rows: Iterable[T], next_cursor: str | None = None) -> None:
+        super().__init__(rows)
+        self.next_cursor = next_cursor
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskRun:
+    """One task run.
+
+    Attributes:
+        id: of the task run: the flow run's id and its number.
+        name: its own name, or task and number.
+        task_key: the task's name.
+        attempts: how many attempts were begun; `failures` of them failed, `interruptions` were
+            cut off by a crash.
+        upstream: ids of the task runs whose futures it took.
+    """
+
+    id: str
+    name: str
+    task_key: str
+    state: State[Any]
+    parent_id: str | None = None
+    attempts: int = 0
+    failures: int = 0
+    interruptions: int = 0
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    upstream: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    error: str | None = None
+    flow_run_id: str = ""
+
+    @property
+    def attempt(self) -> int:
+        return self.attempts
+
+    @classmethod
+    def of_call(cls, call: Call) -> TaskRun:
+        """The view of a live call."""
+        run_id = call.run.id
+        return cls(
+            id=f"{run_id}-{call.seq}",
+            name=call.display,
+            task_key=call.spec.name,
+            state=state_of(call),
+            parent_id=f"{run_id}-{call.parent.seq}" if call.parent else None,
+            attempts=call.attempt,
+            failures=call.failures,
+            interruptions=call.interruptions,
+            created_at=moment(call.created),
+            started_at=moment(call.started),
+            ended_at=moment(call.ended),
+            upstream=[f"{run_id}-{seq}" for seq in call.upstream if seq],
+            tags=sorted(call.tags),
+            error=str(call.error) if call.error is not None else None,
+            flow_run_id=run_id,
+        )
+
+    @classmethod
+    def of_row(cls, run_id: str, row: TaskRow, value: Any = None) -> TaskRun:
+        """The view of a stored row."""
+        error = failures.summary(row.error) if row.error else None
+        return cls(
+            id=f"{run_id}-{row.seq}",
+            name=row.name or f"{row.task}-{row.seq}",
+            task_key=row.task,
+            state=stored_state(
+                row.state,
+                row.state_name,
+                row.message,
+                row.ended_at or row.started_at or row.created_at,
+                row.attempt,
+                value,
+                row.error,
+            ),
+            parent_id=f"{run_id}-{row.parent}" if row.parent else None,
+            attempts=row.attempt,
+            failures=row.failures,
+            interruptions=row.interruptions,
+            created_at=moment(row.created_at),
+            started_at=moment(row.started_at),
+            ended_at=moment(row.ended_at),
+            upstream=[f"{run_id}-{seq}" for seq in row.upstream if seq],
+            tags=list(row.tags),
+            error=error,
+            flow_run_id=run_id,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class LogLine:
+    """One stored log line; `level` is a number as in stdlib logging."""
+
+    message: str
+    level: int
+    time: datetime
+    logger: str
+    task_run_id: str | None
+
+    @classmethod
+    def of_row(cls, run_id: str, row: LogRow) -> LogLine:
+        return cls(
+            message=row.message,
+            level=row.level,
+            time=datetime.fromtimestamp(row.time, UTC),
+            logger=row.logger,
+            task_run_id=f"{run_id}-{row.seq}" if row.seq is not None else None,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Event:
+    """One move of a flow run."""
+
+    time: datetime
+    run_id: str
+    state: StateType
+    name: str
+    message: str
+    epoch: int
+
+    @classmethod
+    def of_row(cls, run_id: str, row: StateRow) -> Event:
+        return cls(
+            time=datetime.fromtimestamp(row.time, UTC),
+            run_id=run_id,
+            state=StateType(row.state),
+            name=row.state_name,
+            message=row.message,
+            epoch=row.epoch,
+        )
+
+
+def stored_state(
+    type_: str,
+    name: str | None,
+    message: str,
+    time: float,
+    attempt: int,
+    value: Any,
+    error: bytes | None,
+) -> State[Any]:
+    """The public state of a stored row."""
+    kind = StateType(type_)
+    rebuilt = failures.rebuild(error) if error and kind is not StateType.COMPLETED else None
+    if isinstance(value, BaseException) and kind is StateType.COMPLETED:
+        rebuilt, value = value, None
+    return State(
+        kind,
+        name or default_name(kind),
+        message,
+        datetime.fromtimestamp(time, UTC),
+        attempt,
+        value,
+        rebuilt,
+    )
+
+
+def row_state(row: RunRow, value: Any = None) -> State[Any]:
+    """The public state of a stored flow run."""
+    return stored_state(
+        row.state, row.state_name, row.message, row.state_at, row.attempt, value, row.error
+    )
