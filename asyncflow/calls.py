@@ -45,7 +45,7 @@ class History:
     def __init__(
         self, tasks: list[TaskRow], children: list[RunRow], again: frozenset[int], fresh: bool
     ) -> None:
-        self.again = again
+        self.again = again | _never_seen(tasks, children) if again else again
         self.fresh = fresh
         self.tasks = {row.identity: row for row in tasks}
         self.children = {row.parent_identity: row for row in children if row.parent_identity}
@@ -66,6 +66,19 @@ class History:
 
     def take_child(self, identity: bytes) -> RunRow | None:
         return self.children.pop(identity, None)
+
+
+def _never_seen(tasks: list[TaskRow], children: list[RunRow]) -> frozenset[int]:
+    """Failures after which no call was made: the flow ended before it could look at them.
+
+    Of several failures at once, such as in a map, only one ends the run.
+    """
+    ends = [(row.seq, row.state, row.created_at, row.ended_at) for row in tasks]
+    ends += [(row.parent_seq or 0, row.state, row.created_at, row.ended_at) for row in children]
+    newest = max((created for _, _, created, _ in ends), default=0.0)
+    return frozenset(
+        seq for seq, state, _, ended in ends if state == S.FAILED and (ended or 0.0) >= newest
+    )
 
 
 class Calls:
@@ -289,6 +302,7 @@ class Calls:
                 return
             self._carry(call, row)
             call.error = failures.rebuild(row.error or b"null")
+            failures.blame(call.error, call)
             self.machine.answer(call, state, row.state_name)
         elif state not in _FINAL_BUT_AGAIN:
             call.attempt = row.attempt

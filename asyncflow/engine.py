@@ -78,6 +78,9 @@ S = StateType
 
 DURABILITIES = ("full", "strict", "relaxed", "off")
 
+#: Seconds between two looks at what other processes ask for.
+POLL = 0.25
+
 #: Seconds that a hook may take.
 HOOK_TIME = 30.0
 
@@ -322,6 +325,7 @@ class Engine:
         self._broken: BaseException | None = None
         self._warned: set[tuple[str, str]] = set()
         self._logs = self._capture_logs()
+        self._polling: asyncio.TimerHandle | None = None
         self._open = True
 
     def _make_store(self) -> ReadableStore:
@@ -367,6 +371,8 @@ class Engine:
             await uncancelled(closing)
 
     async def _close(self) -> None:
+        if self._polling is not None:
+            self._polling.cancel()
         await self._interrupt_all("its engine was closed")
         await self._resources.aclose(self.report)
         for runner in self._runners.values():
@@ -504,8 +510,7 @@ class Engine:
         if call.phase.is_final:
             self.machine.submit_answered(call)
         elif call.retry_at is not None:
-            call.run.live += 1
-            self.machine.wait_again(call, self.calls.mono_of(call.retry_at))
+            self.machine.resubmit(call, self.calls.mono_of(call.retry_at))
         else:
             self.machine.submit(call, upstream, self.clock.time())
 
@@ -642,8 +647,30 @@ class Engine:
     def _handle(self, run: Run | RunRow) -> FlowRun[Any]:
         return FlowRun(self, run) if isinstance(run, Run) else FlowRun(self, None, run)
 
-    def _start(self, run: Run) -> FlowRun[Any]:
+    def went_live(self, run: Run) -> None:
+        """A run is carried out here from now on; other processes may ask something of it."""
         self.live[run.id] = run
+        if self._polling is None and self._lock is not None:
+            self._polling = self.loop.call_later(POLL, self._poll)
+
+    def _poll(self) -> None:
+        """Look whether other processes ask something of our runs, as long as there are any."""
+        self._polling = None
+        if self.live and self._open and self._broken is None:
+            self.writer.submit(lambda: self.store.requests(self.id), self._requested)
+
+    def _requested(self, requests: list[tuple[int, str]] | None, error: Any) -> None:
+        if error is not None:
+            self.report(f"what other processes ask for cannot be read: {error}")
+        for pk, kind in requests or ():
+            for run in list(self.live.values()):
+                if run.pk == pk and kind == "cancel":
+                    self._cancel_live(run)
+        if self.live and self._open:
+            self._polling = self.loop.call_later(POLL, self._poll)
+
+    def _start(self, run: Run) -> FlowRun[Any]:
+        self.went_live(run)
         context = copy_context()
         context.run(CURRENT.set, None)
         task = context.run(
@@ -831,13 +858,12 @@ class Engine:
         return await self.submit(flow, *args, tags=row.tags, **kwargs)
 
     async def cancel(self, run_id: str) -> bool:
-        """Cancel a run of this engine, and everything below it.
+        """Cancel a run, and everything below it, in whatever process it runs.
 
-        Returns whether it was still unfinished.
+        Returns whether it was still unfinished; it has ended when this returns.
 
         Raises:
             UnknownRun: there is no such run.
-            RunNotResumable: another process runs it.
         """
         run = self.live.get(run_id)
         if run is None:
@@ -845,18 +871,21 @@ class Engine:
             if S(row.state).is_final:
                 return False
             if self._owned(row):
-                raise RunNotResumable(
-                    f"the run {run_id} belongs to another process: cancel it there"
-                )
+                now = self.clock.time()
+                await self.writer.do(lambda: self.store.request(row.pk, "cancel", now))
+                return (await self.wait(run_id)).is_cancelled()
             return await self._cancel_stored(row)
         if run.phase.is_final:
             return False
+        self._cancel_live(run)
+        await self.wait_live(run)
+        return True
+
+    def _cancel_live(self, run: Run) -> None:
         if run.call is not None and run.parent is not None:
             self.executor.cancel(run.call, "cancelled")
         else:
             self.flows.stop(run, "cancel", "cancelled")
-        await self.wait_live(run)
-        return True
 
     async def _cancel_stored(self, row: RunRow) -> bool:
         """Cancel a run that nobody is running."""
@@ -879,6 +908,22 @@ class Engine:
             )
         await self.journal.durable()
         return True
+
+    async def delete(self, run_id: str) -> int:
+        """Delete an ended or paused run with all that belongs to it; how many runs went.
+
+        Raises:
+            UnknownRun: there is no such run.
+            RunNotResumable: it is being run, or is a child of another run.
+        """
+        self._check_open()
+        row = await self._row(run_id)
+        if row.id in self.live or (not S(row.state).is_final and self._owned(row)):
+            raise RunNotResumable(f"the run {run_id} is {row.state_name}: cancel it first")
+        if row.parent is not None:
+            raise RunNotResumable(f"the run {run_id} is a child run: delete the run above it")
+        await self.journal.durable()
+        return await self.writer.do(lambda: self.store.delete_run(row.pk))
 
     def cancel_child(self, run: Run, message: str) -> None:
         """A child run's call was cancelled."""

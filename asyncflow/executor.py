@@ -25,7 +25,7 @@ from asyncflow.errors import (
     Unresponsive,
     WorkerLost,
 )
-from asyncflow.failures import dump
+from asyncflow.failures import blame, dump
 from asyncflow.limits import RETAKE
 from asyncflow.machine import Machine
 from asyncflow.retry import RETRY_AFTER_CAP, asked_delay
@@ -105,7 +105,7 @@ class Executor:
         self._turning = False
         self._pumping = False
         self._timeouts: dict[float, _Deadlines] = {}
-        self._running: dict[Call, None] = {}
+        self.running: dict[Call, None] = {}
         self._tick: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
         self._notice: asyncio.TimerHandle | None = None
@@ -242,7 +242,7 @@ class Executor:
     def _work(self, call: Call | None) -> Generator[Any, Any, None]:
         """Run calls one after another, while there are any that may run."""
         machine, journal = self.machine, self.journal
-        time, running = self.clock.time, self._running
+        time, running = self.clock.time, self.running
         while call is not None:
             spec = call.spec
             if spec.plain and not call.upstream:
@@ -285,7 +285,7 @@ class Executor:
         """Make one attempt of a call that holds its slots; its state says how it ended."""
         options, spec, machine = call.options, call.spec, self.machine
         machine.start(call, self.clock.time())
-        self._running[call] = None
+        self.running[call] = None
         if self._notice is None:
             self._notice = self.loop.call_later(NOTICE, self._note_running)
         context = call.context.copy()
@@ -320,7 +320,7 @@ class Executor:
             else:
                 yield from self._ended_well(call, value)
         finally:
-            self._running.pop(call, None)
+            self.running.pop(call, None)
 
     def _ended_well(self, call: Call, value: Any) -> Generator[Any, Any, None]:
         """Code returned something that may stand for something else."""
@@ -386,7 +386,7 @@ class Executor:
             text = "its own code was cancelled from inside"
             if why == "total":
                 text = f"{call.display} was stopped after total_timeout_seconds"
-                machine.fail(call, TaskTimeout(text), now, "TimedOut", text)
+                self._fail(call, TaskTimeout(text), now, "TimedOut", text)
                 return
             carrier = asyncio.current_task()
             host = carrier is not None and carrier.cancelling() > 0
@@ -439,7 +439,14 @@ class Executor:
         if call.phase.is_final:
             return
         self._note_attempts(call, error, reason if reason != text else "")
-        self.machine.fail(call, error, now, name, reason)
+        self._fail(call, error, now, name, reason or f"{type(error).__name__}: {error}"[:1000])
+
+    def _fail(
+        self, call: Call, error: BaseException, now: float, name: str | None, text: str
+    ) -> None:
+        """The call has failed for good; its exception says whose it is (see `failures.blame`)."""
+        blame(error, call)
+        self.machine.fail(call, error, now, name, text)
 
     def _may_retry(self, call: Call, error: BaseException) -> Generator[Any, Any, bool | str]:
         """Whether policy and budget allow another attempt; a string says why not."""
@@ -531,7 +538,7 @@ class Executor:
     async def _settled_here(self, call: Call) -> None:
         """Wait for the record of a call that ended in this task: first try to write it here."""
         self.drain()
-        if not call.settled and self.journal is not None and not self._running:
+        if not call.settled and self.journal is not None and not self.running:
             self.journal.write()
         if not call.settled:
             waiter = self.loop.create_future()
@@ -615,7 +622,7 @@ class Executor:
         self.loop.call_later(REMIND, self._remind, call, call.attempt, why, until)
 
     def _remind(self, call: Call, attempt: int, why: str, until: float) -> None:
-        if call.attempt != attempt or call not in self._running or call.stop is None:
+        if call.attempt != attempt or call not in self.running or call.stop is None:
             return
         now = self.loop.time()
         if now >= until:
@@ -686,11 +693,11 @@ class Executor:
     def _total_over(self, call: Call) -> None:
         if call.phase.is_final:
             return
-        if call in self._running:
+        if call in self.running:
             self.stop(call, "total")
             return
         text = f"{call.display} exceeded its total timeout of {call.options.total_timeout:g} s"
-        self.machine.fail(call, TaskTimeout(text), self.clock.time(), "TimedOut", text)
+        self._fail(call, TaskTimeout(text), self.clock.time(), "TimedOut", text)
         self._wake(call.direct)
         self.pump()
 
@@ -698,7 +705,7 @@ class Executor:
         if call.phase.is_final or call.attempt != attempt or call.holding:
             return
         text = f"{call.display} got no slot within {call.options.queue_timeout:g} s"
-        self.machine.fail(call, QueueTimeout(text), self.clock.time(), "TimedOut", text)
+        self._fail(call, QueueTimeout(text), self.clock.time(), "TimedOut", text)
         self._wake(call.direct)
         self.pump()
 
@@ -722,10 +729,10 @@ class Executor:
     def _note_running(self) -> None:
         """Record calls that have been running for a while, so that others can see them."""
         self._notice = None
-        if not self._running:
+        if not self.running:
             return
         before = self.clock.time() - NOTICE
-        for call in self._running:
+        for call in self.running:
             if call.started is not None and call.started <= before and not call.dirty:
                 if call.noticed != call.attempt:
                     call.noticed = call.attempt

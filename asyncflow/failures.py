@@ -20,6 +20,8 @@ from asyncflow.errors import RecordedFailure
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from asyncflow.run import Call
+
 Record: TypeAlias = dict[str, Any]
 
 #: Characters of a traceback that are kept: the last ones, where it happened.
@@ -62,6 +64,37 @@ def summary(stored: Record | bytes | None) -> str:
     """What a record or its JSON text says in short: its message, or the name of its type."""
     found = _read(stored)
     return _text(found, "text") or _dotted(_text(found, "type"))
+
+
+def blame(exc: BaseException, call: Call) -> None:
+    """Remember on *exc* that it is how *call* ended: a resume runs again what ended a run."""
+    mark = (call.run.pk, call.seq)
+    known: tuple[tuple[int, int], ...] = getattr(exc, _CALLS, ())
+    if mark not in known:
+        # An exception may refuse attributes; then its failure is replayed by a resume.
+        with suppress(AttributeError, TypeError):
+            setattr(exc, _CALLS, (*known, mark))
+
+
+def blamed(exc: BaseException) -> set[tuple[int, int]]:
+    """The calls (pk of the run, number) whose failure is part of *exc*."""
+    found: set[tuple[int, int]] = set()
+    seen: set[int] = set()
+    open_: list[BaseException | None] = [exc]
+    while open_:
+        one = open_.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        found.update(getattr(one, _CALLS, ()))
+        open_ += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            open_ += one.exceptions
+    return found
+
+
+_CALLS = "__asyncflow_calls__"
+_OURS = frozenset({"__notes__", _CALLS})
 
 
 # --- recording --------------------------------------------------------------------------------
@@ -136,7 +169,7 @@ def _state(exc: BaseException) -> dict[str, Any]:
 
 
 def _attributes(exc: BaseException) -> dict[str, Any]:
-    found = {name: value for name, value in vars(exc).items() if name != "__notes__"}
+    found = {name: value for name, value in vars(exc).items() if name not in _OURS}
     # Those of built-in types are not in its dict. Only where set: they are kept for messages.
     for base, names in _HIDDEN.items():
         if isinstance(exc, base):

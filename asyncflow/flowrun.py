@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from asyncflow import codec, rows
+from asyncflow import codec, failures, rows
 from asyncflow import drive as driving
 from asyncflow.calls import History
 from asyncflow.context import CURRENT, TAGS
@@ -218,9 +218,7 @@ class Flows:
             )
             call.seq = row.parent_seq or call.seq
             return (value,)
-        if state is S.FAILED and not parent.history.fresh:
-            from asyncflow import failures
-
+        if state is S.FAILED and row.parent_seq not in parent.history.again:
             raise failures.rebuild(row.error or b"null")
         return None
 
@@ -247,7 +245,7 @@ class Flows:
         wound up and recorded.
         """
         engine = self._engine
-        engine.live[run.id] = run
+        engine.went_live(run)
         context = (context or copy_context()).copy()
         context.run(CURRENT.set, run)
         host: asyncio.CancelledError | None = None
@@ -619,21 +617,7 @@ class Flows:
 
 def ended_by(run: Run, error: BaseException) -> tuple[int, ...]:
     """Numbers of the calls of *run* whose failure is part of *error*."""
-    found: set[int] = set()
-    seen: set[int] = set()
-    open_: list[BaseException | None] = [error]
-    while open_:
-        one = open_.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        for pk, seq in getattr(one, "__asyncflow_calls__", ()):
-            if pk == run.pk:
-                found.add(seq)
-        open_ += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            open_ += one.exceptions
-    return tuple(sorted(found))
+    return tuple(sorted(seq for pk, seq in failures.blamed(error) if pk == run.pk))
 
 
 def run_state(run: Run) -> State[Any]:

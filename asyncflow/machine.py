@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 from itertools import count
+from typing import Any, Protocol
 
 from asyncflow.errors import IllegalMove, UpstreamFailed
 from asyncflow.limits import Limit, Line, Needs, Rate, Waiter, blocker
@@ -30,6 +31,14 @@ _SCHEDULED, _CANCELLING = S.SCHEDULED, S.CANCELLING
 
 #: States in which a call may be given a slot.
 _STARTABLE = (S.PENDING, S.SCHEDULED)
+
+
+class Observer(Protocol):
+    """Is told of every call that is made and every one that has ended, for live displays."""
+
+    def made(self, source: Call | Batch, count: int) -> None: ...
+
+    def ended(self, call: Call) -> None: ...
 
 
 class Machine:
@@ -54,6 +63,7 @@ class Machine:
         self._retries: list[tuple[float, int, Call]] = []
         self._free = Line()
         self._tie = count()
+        self.observer: Observer | None = None
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -67,6 +77,8 @@ class Machine:
         run = call.run
         run.live += 1
         run.calls[call] = None
+        if self.observer is not None:
+            self.observer.made(call, 1)
         if not upstream:
             if at_once and self.try_start(call):
                 return True
@@ -93,7 +105,16 @@ class Machine:
     def submit_answered(self, call: Call) -> None:
         """A call that was answered from the store is there, and can be settled."""
         call.run.live += 1
+        if self.observer is not None:
+            self.observer.made(call, 1)
         self.settle(call)
+
+    def resubmit(self, call: Call, mono: float) -> None:
+        """A call of a former life is made again, and waits for its next attempt until *mono*."""
+        call.run.live += 1
+        if self.observer is not None:
+            self.observer.made(call, 1)
+        self.wait_again(call, mono)
 
     def wait_again(self, call: Call, mono: float) -> None:
         """A call of a former life waits for its next attempt until *mono*."""
@@ -106,6 +127,8 @@ class Machine:
         run = batch.run
         run.live += batch.size
         run.batches[batch] = None
+        if self.observer is not None:
+            self.observer.made(batch, batch.size)
         self._line_up(batch)
 
     def try_start(self, call: Call) -> bool:
@@ -337,6 +360,8 @@ class Machine:
         call.settled = True
         run = call.run
         run.live -= 1
+        if self.observer is not None:
+            self.observer.ended(call)
         run.calls.pop(call, None)
         call.args = ()
         call.kwargs = {}
@@ -420,6 +445,10 @@ class Machine:
     def retry_at(self, call: Call, mono: float) -> None:
         """The failed attempt is recorded: begin another at *mono*."""
         heappush(self._retries, (mono, next(self._tie), call))
+
+    def retrying(self) -> list[Call]:
+        """The calls that wait for another attempt."""
+        return [call for _, _, call in self._retries if call.phase is _SCHEDULED]
 
     def tick(self, mono: float) -> None:
         """Time has passed: what was due goes on."""

@@ -101,8 +101,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=_plain)
-    sys.stdout.write("\n")
+    out = getattr(sys.stdout, "real", sys.stdout)
+    json.dump(value, out, indent=2, ensure_ascii=False, default=_plain)
+    out.write("\n")
 
 
 def _plain(value: Any) -> Any:

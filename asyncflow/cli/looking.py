@@ -1,0 +1,598 @@
+"""``asyncflow runs ...`` and ``cancel``: looks into a database, whoever is writing to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asyncflow import failures
+from asyncflow.cli.output import (
+    EXITS,
+    MARKS,
+    between,
+    clean,
+    coloured,
+    duration,
+    fail,
+    local,
+    one_line,
+    print_json,
+    say,
+    table,
+)
+from asyncflow.engine import Engine, default_database
+from asyncflow.errors import AsyncflowError, StoreError, UnknownRun
+from asyncflow.parameters import masked
+from asyncflow.states import StateType, parse_types
+from asyncflow.store.base import (
+    AttemptRow,
+    LogQuery,
+    Reader,
+    RunQuery,
+    RunRow,
+    TaskCount,
+    TaskQuery,
+    TaskRow,
+)
+from asyncflow.store.sqlite import SqliteStore
+from asyncflow.views import moment
+
+#: Task runs of one run that are read for a tree; of a larger run counts are shown.
+MOST_IN_TREE = 5_000
+#: Equal siblings that are shown one by one; more are one line.
+MOST_ALIKE = 4
+#: Failures that are shown of one line.
+MOST_FAILURES = 5
+#: Seconds between two looks of `watch`.
+POLL = 0.3
+
+_FAILED = (StateType.FAILED.value, StateType.CRASHED.value)
+
+
+@contextlib.asynccontextmanager
+async def _reading(db: str | None) -> AsyncIterator[Reader]:
+    path = Path(db) if db else default_database()
+    if not path.exists():
+        raise StoreError(f"there is no database {path}: name it with --db, or run a flow first")
+    reader = SqliteStore(path).reader()
+    try:
+        yield reader
+    finally:
+        await reader.aclose()
+
+
+def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Do it; what goes wrong is one line."""
+    try:
+        return asyncio.run(work())
+    except (AsyncflowError, ValueError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, as `head` has.
+        with contextlib.suppress(OSError):
+            sys.stdout = open("/dev/null", "w")  # noqa: ASYNC230, PTH123, SIM115 - until exit
+        return 0
+
+
+async def find_run(reader: Reader, run_id: str) -> RunRow:
+    """The run with this id, or the only one whose id begins so; "last" is the newest root."""
+    if run_id == "last":
+        found = (await reader.runs(RunQuery(parent=None, limit=1))).rows
+        if not found:
+            raise StoreError("there is no run in this database yet")
+        return found[0]
+    row = await reader.find_run(run_id)
+    if row is not None:
+        return row
+    if len(run_id) >= 4:
+        found = (await reader.runs(RunQuery(id_prefix=run_id, limit=2))).rows
+        if len(found) == 1:
+            return found[0]
+        if len(found) > 1:
+            raise StoreError(f"several runs have an id that begins with {run_id!r}: give more of it")
+    raise UnknownRun(run_id)
+
+
+# --- runs ls --------------------------------------------------------------------------------------
+
+
+def list_runs(
+    *,
+    states: tuple[str, ...],
+    flow: str | None,
+    tags: tuple[str, ...],
+    children: bool,
+    limit: int,
+    db: str | None,
+    as_json: bool,
+) -> int:
+    """List runs, newest first."""
+
+    async def work() -> int:
+        known = {s.value for s in StateType}
+        types = tuple(t.value for t in parse_types(s for s in states if s.upper() in known))
+        names = tuple(s for s in states if s.upper() not in known)
+        async with _reading(db) as reader:
+            page = await reader.runs(
+                RunQuery(
+                    states=types,
+                    names=tuple(n[:1].upper() + n[1:] for n in names),
+                    flow=flow,
+                    tags=tags,
+                    parent=-1 if children else None,
+                    limit=limit,
+                )
+            )
+        if as_json:
+            print_json([run_json(row) for row in page.rows])
+            return 0
+        if not page.rows:
+            say("no runs" + (" that fit" if states or flow or tags else " yet"))
+            return 0
+        say(table(("ID", "FLOW", "STATE", "CREATED", "TOOK", "MESSAGE"), map(_run_line, page.rows)))
+        if page.next_cursor is not None:
+            say(f"(the newest {limit}; more with --limit)")
+        return 0
+
+    return _answered(work)
+
+
+def _run_line(row: RunRow) -> list[str]:
+    state = StateType(row.state)
+    name = f"{row.flow_name} ({row.name})" if row.name else row.flow_name
+    return [
+        row.id,
+        one_line(name, 32),
+        coloured(state, f"{MARKS[state]} {clean(row.state_name)}"),
+        local(moment(row.created_at)),
+        _took(row.started_at, row.ended_at, state),
+        one_line(row.message, 60),
+    ]
+
+
+def _took(started: float | None, ended: float | None, state: StateType) -> str:
+    if ended is None and state in (StateType.RUNNING, StateType.CANCELLING) and started:
+        return duration(max(0.0, time.time() - started))
+    return between(moment(started), moment(ended))
+
+
+def run_json(row: RunRow) -> dict[str, Any]:
+    """A run as JSON."""
+    return {
+        "id": row.id,
+        "flow": row.flow_name,
+        "name": row.name or row.flow_name,
+        "state": row.state,
+        "state_name": row.state_name,
+        "message": row.message,
+        "parameters": masked(row.parameters),
+        "tags": list(row.tags),
+        "created_at": moment(row.created_at),
+        "started_at": moment(row.started_at),
+        "ended_at": moment(row.ended_at),
+        "attempt": row.attempt,
+        "recoveries": row.recoveries,
+        "error": failures.summary(row.error) if row.error else None,
+    }
+
+
+def _task_json(run_id: str, row: TaskRow) -> dict[str, Any]:
+    return {
+        "id": f"{run_id}-{row.seq}",
+        "task": row.task,
+        "name": row.name or f"{row.task}-{row.seq}",
+        "state": row.state,
+        "state_name": row.state_name or row.state.capitalize(),
+        "message": row.message,
+        "parent_id": f"{run_id}-{row.parent}" if row.parent else None,
+        "attempts": row.attempt,
+        "failures": row.failures,
+        "interruptions": row.interruptions,
+        "started_at": moment(row.started_at),
+        "ended_at": moment(row.ended_at),
+        "upstream": [f"{run_id}-{seq}" for seq in row.upstream if seq],
+        "error": failures.summary(row.error) if row.error else None,
+    }
+
+
+# --- runs show ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Tree:
+    """One run with what was read of it."""
+
+    row: RunRow
+    tasks: list[TaskRow] = field(default_factory=list)
+    counts: list[TaskCount] = field(default_factory=list)
+    attempts: dict[int, list[AttemptRow]] = field(default_factory=dict)
+    children: list[_Tree] = field(default_factory=list)
+
+
+def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> int:
+    """Show a run as a tree."""
+
+    async def work() -> int:
+        async with _reading(db) as reader:
+            row = await find_run(reader, run_id)
+            tree = await _read_tree(reader, row, all_tasks or as_json)
+            states = await reader.states(row.pk)
+        if as_json:
+            story = [
+                {"time": moment(s.time), "state": s.state_name, "message": s.message}
+                for s in states
+            ]
+            print_json({**_tree_json(tree), "story": story})
+            return 0
+        _say_head(row)
+        for line in _branches(tree, all_tasks):
+            say(line)
+        if len(states) > 2 or row.message:
+            say("")
+            say(click.style("story", bold=True))
+            for s in states:
+                text = f"  {local(moment(s.time))}  {clean(s.state_name)}"
+                say(f"{text}  {one_line(s.message, 120)}".rstrip())
+        return 0
+
+    return _answered(work)
+
+
+async def _read_tree(reader: Reader, row: RunRow, everything: bool) -> _Tree:
+    tree = _Tree(row)
+    tree.counts = await reader.task_counts(row.pk)
+    total = sum(count.count for count in tree.counts)
+    if everything or total <= MOST_IN_TREE:
+        after: int | None = 0
+        while after is not None:
+            page = await reader.task_runs(TaskQuery(run=row.pk, after=after, limit=10_000))
+            tree.tasks += page.rows
+            after = page.next_cursor
+    else:
+        page = await reader.task_runs(
+            TaskQuery(run=row.pk, states=_FAILED, limit=MOST_FAILURES * 4)
+        )
+        tree.tasks = page.rows
+    for attempt in await reader.attempts(row.pk):
+        tree.attempts.setdefault(attempt.seq, []).append(attempt)
+    children = await reader.runs(RunQuery(parent=row.pk, limit=1000))
+    for child in reversed(children.rows):
+        tree.children.append(await _read_tree(reader, child, everything))
+    return tree
+
+
+def _tree_json(tree: _Tree) -> dict[str, Any]:
+    return {
+        **run_json(tree.row),
+        "task_runs": [_task_json(tree.row.id, row) for row in tree.tasks],
+        "children": [_tree_json(child) for child in tree.children],
+    }
+
+
+def _say_head(row: RunRow) -> None:
+    state = StateType(row.state)
+    title = click.style(clean(row.name or row.flow_name), bold=True)
+    say(f"{title}  {row.id}")
+    took = _took(row.started_at, row.ended_at, state)
+    told = coloured(state, f"{MARKS[state]} {clean(row.state_name)}")
+    say(f"{told}{f' in {took}' if took else ''}, created {local(moment(row.created_at))}")
+    parameters = masked(row.parameters)
+    if parameters:
+        text = ", ".join(f"{k}={v!r}" for k, v in parameters.items())
+        say(f"parameters: {one_line(text, 300)}")
+    if row.tags:
+        say(f"tags: {', '.join(map(clean, row.tags))}")
+    if row.recoveries:
+        say(f"recovered {row.recoveries} times since it last completed something")
+    if row.error is not None:
+        say(click.style(f"error: {one_line(_error_text(row.error), 500)}", fg="red"))
+
+
+def _error_text(stored: bytes) -> str:
+    error = failures.rebuild(stored)
+    name = getattr(error, "type_name", type(error).__name__)
+    text = getattr(error, "text", str(error))
+    return f"{name}: {text}" if text else name
+
+
+def _branches(tree: _Tree, all_tasks: bool) -> list[str]:
+    """The lines below the head of a run."""
+    below: dict[int, list[TaskRow | _Tree]] = defaultdict(list)
+    seqs = {row.seq for row in tree.tasks}
+    of_call = {c.row.parent_seq for c in tree.children}
+    for row in tree.tasks:
+        if row.seq not in of_call:
+            below[row.parent if row.parent in seqs else 0].append(row)
+    for child in tree.children:
+        # A child run hangs where the call that made it would.
+        below[0].append(child)
+    total = sum(count.count for count in tree.counts)
+    if total > len(tree.tasks):
+        return _counted(tree)
+    lines: list[str] = []
+    _grow(tree, below, 0, "", lines, all_tasks)
+    return lines
+
+
+def _grow(
+    tree: _Tree,
+    below: dict[int, list[TaskRow | _Tree]],
+    parent: int,
+    indent: str,
+    lines: list[str],
+    all_tasks: bool,
+) -> None:
+    groups: dict[str, list[TaskRow | _Tree]] = {}
+    for item in sorted(below[parent], key=_order):
+        name = f"flow {item.row.flow_name}" if isinstance(item, _Tree) else item.task
+        groups.setdefault(name, []).append(item)
+    shown: list[tuple[str, list[TaskRow | _Tree]]] = []
+    for name, items in groups.items():
+        if all_tasks or len(items) <= MOST_ALIKE:
+            shown += [(name, [item]) for item in items]
+        else:
+            shown.append((name, items))
+    for n, (name, items) in enumerate(shown):
+        last = n == len(shown) - 1
+        stem, rest = ("└─ ", "   ") if last else ("├─ ", "│  ")
+        if len(items) == 1:
+            item = items[0]
+            if isinstance(item, _Tree):
+                lines.append(indent + stem + _child_line(item.row))
+                lines += [indent + rest + line for line in _branches(item, all_tasks)]
+            else:
+                lines.append(indent + stem + _task_line(item))
+                lines += [indent + rest + "  " + t for t in _troubles(tree, item)]
+                _grow(tree, below, item.seq, indent + rest, lines, all_tasks)
+            continue
+        lines.append(indent + stem + _group_line(name, items))
+        failed = [i for i in items if not isinstance(i, _Tree) and i.state in _FAILED]
+        for row in failed[:MOST_FAILURES]:
+            lines.append(indent + rest + "  " + _task_line(row))
+            lines += [indent + rest + "    " + t for t in _troubles(tree, row)]
+        if len(failed) > MOST_FAILURES:
+            lines.append(f"{indent}{rest}  and {len(failed) - MOST_FAILURES} more failed")
+        for kid in (k for item in items if not isinstance(item, _Tree) for k in below[item.seq]):
+            below[-1].append(kid)
+        if below[-1]:
+            _grow(tree, below, -1, indent + rest, lines, all_tasks)
+            below[-1] = []
+
+
+def _order(item: TaskRow | _Tree) -> float:
+    return (item.row.parent_seq or 0) if isinstance(item, _Tree) else item.seq
+
+
+def _child_line(row: RunRow) -> str:
+    state = StateType(row.state)
+    took = _took(row.started_at, row.ended_at, state)
+    mark = coloured(state, f"{MARKS[state]} {clean(row.state_name)}")
+    name = click.style(clean(row.name or row.flow_name), bold=True)
+    return f"{name} (flow {row.id})  {mark}  {took}".rstrip()
+
+
+def _task_line(row: TaskRow) -> str:
+    state = StateType(row.state)
+    parts = [clean(row.name or f"{row.task}-{row.seq}")]
+    parts.append(coloured(state, f"{MARKS[state]} {row.state_name or row.state.capitalize()}"))
+    took = _took(row.started_at, row.ended_at, state)
+    if took:
+        parts.append(took)
+    if row.attempt > 1:
+        parts.append(f"{row.attempt} attempts")
+    return "  ".join(parts)
+
+
+def _troubles(tree: _Tree, row: TaskRow) -> list[str]:
+    """Why it failed, and how its earlier attempts did."""
+    lines = [
+        f"attempt {a.attempt}: {one_line(_error_text(a.error), 160)}"
+        for a in tree.attempts.get(row.seq, [])[:3]
+    ]
+    if row.error is not None:
+        lines.append(click.style(one_line(_error_text(row.error), 200), fg="red"))
+    return lines
+
+
+def _group_line(name: str, items: list[TaskRow | _Tree]) -> str:
+    counts: dict[StateType, int] = defaultdict(int)
+    starts, ends, attempts = [], [], 0
+    for item in items:
+        row: Any = item.row if isinstance(item, _Tree) else item
+        counts[StateType(row.state)] += 1
+        starts += [row.started_at] if row.started_at else []
+        ends += [row.ended_at] if row.ended_at else []
+        attempts += max(0, row.attempt - 1)
+    return _counts_line(name, len(items), counts, starts, ends, attempts)
+
+
+def _counts_line(
+    name: str,
+    size: int,
+    counts: dict[StateType, int],
+    starts: list[float],
+    ends: list[float],
+    retries: int = 0,
+) -> str:
+    parts = [f"{clean(name)} × {size:,}"]
+    parts += [coloured(s, f"{MARKS[s]} {n:,} {s.value.lower()}") for s, n in counts.items()]
+    if starts and ends:
+        parts.append(duration(max(0.0, max(ends) - min(starts))))
+    if retries:
+        parts.append(f"{retries:,} retries")
+    return "  ".join(parts)
+
+
+def _counted(tree: _Tree) -> list[str]:
+    """A large run: one line for each task, and its first failures."""
+    by_task: dict[str, list[TaskCount]] = {}
+    for count in tree.counts:
+        by_task.setdefault(count.task, []).append(count)
+    lines = []
+    for name, found in by_task.items():
+        counts: dict[StateType, int] = defaultdict(int)
+        for one in found:
+            counts[StateType(one.state)] += one.count
+        starts = [c.first_started for c in found if c.first_started]
+        ends = [c.last_ended for c in found if c.last_ended]
+        lines.append("├─ " + _counts_line(name, sum(counts.values()), counts, starts, ends))
+        for row in [r for r in tree.tasks if r.task == name][:MOST_FAILURES]:
+            lines.append("│    " + _task_line(row))
+            lines += ["│      " + t for t in _troubles(tree, row)]
+    for child in tree.children[:50]:
+        lines.append("├─ " + _child_line(child.row))
+    lines.append("└─ (every task run: --tasks)")
+    return lines
+
+
+# --- runs logs, watch, delete; cancel -------------------------------------------------------------
+
+
+def print_logs(*, run_id: str, level: str, search: str, db: str | None, as_json: bool) -> int:
+    """Print the log lines of a run."""
+
+    async def work() -> int:
+        least = logging.getLevelNamesMapping().get(level.upper())
+        if least is None and level.isdigit():
+            least = int(level)
+        if least is None:
+            raise ValueError(f"--level {level!r}: use DEBUG, INFO, WARNING, ERROR or CRITICAL")
+        shown = []
+        async with _reading(db) as reader:
+            row = await find_run(reader, run_id)
+            after: int | None = 0
+            while after is not None:
+                page = await reader.logs(
+                    LogQuery(run=row.pk, level=least, text=search, after=after, limit=10_000)
+                )
+                for _, line in page.rows:
+                    name = logging.getLevelName(line.level)
+                    if as_json:
+                        shown.append(
+                            {
+                                "time": moment(line.time),
+                                "level": name,
+                                "logger": line.logger,
+                                "message": line.message,
+                                "task_run_id": f"{row.id}-{line.seq}" if line.seq else None,
+                            }
+                        )
+                        continue
+                    stamp = f"{moment(line.time).astimezone():%H:%M:%S.%f}"[:-3]  # type: ignore[union-attr]
+                    where = f" [{line.seq}]" if line.seq else ""
+                    say(f"{stamp} {name:<7}{where} {clean(line.message)}")
+                after = page.next_cursor
+        if as_json:
+            print_json(shown)
+        return 0
+
+    return _answered(work)
+
+
+def watch_run(*, run_id: str, db: str | None) -> int:
+    """Follow a run until it ends."""
+
+    async def work() -> int:
+        async with _reading(db) as reader:
+            row = await find_run(reader, run_id)
+            before, began = "", time.monotonic()
+            while True:
+                row = await find_run(reader, row.id)
+                state = StateType(row.state)
+                counts = await reader.task_counts(row.pk)
+                line = f"{clean(row.flow_name)} {row.state_name}: {_in_a_line(counts)}"
+                if sys.stdout.isatty():
+                    sys.stdout.write(f"\r{line}\x1b[K")
+                    sys.stdout.flush()
+                elif line != before:
+                    say(f"{duration(time.monotonic() - began):>8}  {line}")
+                before = line
+                if state.is_final or state is StateType.PAUSED:
+                    break
+                await asyncio.sleep(POLL)
+        if sys.stdout.isatty():
+            say("")
+        if row.error is not None:
+            say(one_line(_error_text(row.error), 500), error=True)
+        return EXITS.get(state, 1)
+
+    return _answered(work)
+
+
+def _in_a_line(counts: list[TaskCount]) -> str:
+    by_task: dict[str, dict[str, int]] = {}
+    for count in counts:
+        states = by_task.setdefault(count.task, defaultdict(int))
+        states[count.state_name or count.state.lower()] += count.count
+    return "; ".join(
+        f"{clean(task)} " + ", ".join(f"{n:,} {clean(state)}" for state, n in states.items())
+        for task, states in by_task.items()
+    )
+
+
+def cancel_run(*, run_id: str, db: str | None, as_json: bool) -> int:
+    """Cancel a run of whatever process."""
+
+    async def work() -> int:
+        async with _reading(db) as reader:
+            row = await find_run(reader, run_id)
+            if row.parent is not None:
+                raise ValueError(f"the run {row.id} is a child run: cancel the run above it")
+        path = Path(db) if db else default_database()
+        async with Engine(path) as engine:
+            try:
+                async with asyncio.timeout(engine.grace + 10):
+                    stopped = await engine.cancel(row.id)
+            except TimeoutError:
+                raise StoreError(
+                    f"the run {row.id} was told to stop, and its process has not stopped it yet:"
+                    " look whether its event loop is blocked"
+                ) from None
+            state = (await engine.get_run(row.id)).state
+        if as_json:
+            print_json({"id": row.id, "cancelled": stopped, "state": state.type.value})
+        elif stopped:
+            say(f"cancelled the run {row.id}")
+        else:
+            say(f"the run {row.id} had ended already: {state.name}")
+        return 0
+
+    return _answered(work)
+
+
+def delete_runs(*, run_ids: tuple[str, ...], yes: bool, db: str | None) -> int:
+    """Delete ended runs."""
+
+    async def work() -> int:
+        async with _reading(db) as reader:
+            rows = [await find_run(reader, run_id) for run_id in run_ids]
+        for row in rows:
+            if row.parent is not None:
+                raise ValueError(f"the run {row.id} is a child run: delete the run above it")
+        if not yes:
+            what = f"the run {rows[0].id}" if len(rows) == 1 else f"{len(rows)} runs"
+            if not sys.stdin.isatty():
+                raise ValueError(f"say --yes to delete {what}: nobody is there to be asked")
+            if not click.confirm(f"Delete {what}, with all that belongs to it?"):
+                return 0
+        path = Path(db) if db else default_database()
+        gone = 0
+        async with Engine(path) as engine:
+            for row in rows:
+                gone += await engine.delete(row.id)
+        say(f"deleted {gone} {'run' if gone == 1 else 'runs'}")
+        return 0
+
+    return _answered(work)
