@@ -61,6 +61,13 @@ class History:
             self.tasks.pop(base, None)
             self.tasks.pop(identity, None)
 
+    def completed_since(self, began: float) -> bool:
+        """Whether a call of the last life, which began then, completed."""
+        return any(
+            row.state == S.COMPLETED and (row.ended_at or 0.0) >= began
+            for row in (*self.tasks.values(), *self.children.values())
+        )
+
     def take(self, identity: bytes) -> TaskRow | None:
         return self.tasks.pop(identity, None)
 
@@ -105,28 +112,34 @@ class Calls:
         self, run: Run, spec: Any, parent: Call | None, args: Any, kwargs: Any, key: Any
     ) -> bytes:
         """The identity of the next call of *spec* with these inputs."""
+        identity = self._first_identity(run, spec, parent, args, kwargs, key)
+        mark = hash(identity)
+        if mark not in run.seen_hashes:
+            run.seen_hashes.add(mark)
+            return identity
+        n = run.repeats[mark] = run.repeats.get(mark, 0) + 1
+        flag = bytes([identity[8] | _REPEATED])
+        return identity[:8] + flag + identity[9:] + n.to_bytes(4, "big")
+
+    @staticmethod
+    def _first_identity(
+        run: Run, spec: Any, parent: Call | None, args: Any, kwargs: Any, key: Any
+    ) -> bytes:
+        """The identity of the first of all calls of *spec* with these inputs."""
         if parent is None:
             prefix = run.prefixes.get(spec)
             if prefix is None:
                 prefix = run.prefixes[spec] = _digest(spec.key.encode())
         else:
             prefix = _digest(parent.identity + spec.key.encode())
-        flag = b"\x00"
         if key is not None:
-            inputs = b"k" + inputs_fingerprint((key,), {})
-        else:
-            try:
-                inputs = inputs_fingerprint(args, kwargs, _token)
-            except NotSerializable:
-                inputs = _by_type(args, kwargs)
-                flag = b"\x01"
-        identity = prefix + flag + inputs
-        mark = hash(identity)
-        if mark not in run.seen_hashes:
-            run.seen_hashes.add(mark)
-            return identity
-        n = run.repeats[mark] = run.repeats.get(mark, 0) + 1
-        return prefix + bytes([flag[0] | _REPEATED]) + inputs + n.to_bytes(4, "big")
+            return prefix + b"\x00k" + inputs_fingerprint((key,), {})
+        if spec.bound_to is not MISSING:
+            args = (spec.bound_to, *args)
+        try:
+            return prefix + b"\x00" + inputs_fingerprint(args, kwargs, _token)
+        except NotSerializable:
+            return prefix + b"\x01" + _by_type(args, kwargs)
 
     # --- one call -----------------------------------------------------------------------------
 
@@ -251,6 +264,7 @@ class Calls:
         batch.created = self.time()
         batch.context = copy_context()
         batch.make = self._make_item
+        batch.identity_of = self._identity_of_item
         if priority is not None:
             batch.priority = priority
         return batch
@@ -265,10 +279,15 @@ class Calls:
         )  # fmt: skip
         if self.resumable:
             call.identity = identity = self.identity(run, spec, batch.parent, args, kwargs, key)
+            if identity[8] & _REPEATED:
+                batch.odd = batch.odd or {}
+                batch.odd[index] = identity
             if run.history is not None:
                 row = run.history.take(identity)
                 if row is not None:
                     self._recall(call, row, run.history)
+                    batch.seqs = batch.seqs or {}
+                    batch.seqs[index] = call.seq
         else:
             call.identity = call.seq.to_bytes(5, "big")
         call.priority = batch.priority
@@ -277,6 +296,17 @@ class Calls:
         if call.retry_at is not None and call.phase is S.PENDING:
             self.machine.wait_again(call, self.mono_of(call.retry_at))
         return call
+
+    def _identity_of_item(self, batch: Batch, index: int) -> bytes:
+        """The identity that an item had when it was started: worked out again, not kept."""
+        if not self.resumable:
+            return (batch.seq + index).to_bytes(5, "big")
+        if batch.odd is not None and index in batch.odd:
+            return batch.odd[index]
+        args, kwargs = batch.inputs(index)
+        spec = batch.spec
+        key = None if spec.options.key is None else spec.key_of(args, kwargs)
+        return self._first_identity(batch.run, spec, batch.parent, args, kwargs, key)
 
     def mono_of(self, moment: float) -> float:
         """A point of wall time on the monotonic clock; one that is past is now."""

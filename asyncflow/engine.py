@@ -823,12 +823,15 @@ class Engine:
             raise RunTaken(f"the run {row.id} was taken by another process just now")
         run = self.flows.revive(claimed, flow, values, None, fresh)
         await self.flows.load(run, fresh)
-        if crashed and not self._may_recover(run, flow):
+        if crashed and not self._may_recover(run, flow, row.state_at):
             return await self._give_up(run)
         return self._start(run)
 
-    def _may_recover(self, run: Run, flow: Flow[..., Any]) -> bool:
+    def _may_recover(self, run: Run, flow: Flow[..., Any], began: float) -> bool:
+        """Count a recovery; one whose last life, since *began*, completed something is the first."""
         most = flow.options.max_recoveries
+        if run.history.completed_since(began):
+            run.recoveries = 0
         run.recoveries += 1
         return run.recoveries <= (self.max_recoveries if most is None else most)
 

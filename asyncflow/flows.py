@@ -11,10 +11,10 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 from asyncflow.context import ENGINE, current_call, current_run
 from asyncflow.errors import BlockingCall, InvalidDefinition, InvalidOption
 from asyncflow.future import TaskFuture, needs_run, resolve
-from asyncflow.options import HOOKS, check_function, make_options
+from asyncflow.options import HOOKS, check_function, make_options, settle_annotations
 from asyncflow.parameters import Parameters
 from asyncflow.registry import register
-from asyncflow.run import Options
+from asyncflow.run import MISSING, Options
 from asyncflow.spec import Spec, task_key
 from asyncflow.states import State
 from asyncflow.tasks import StateOf, _plain_state
@@ -52,6 +52,7 @@ class Flow(Generic[P, R]):
         given: Mapping[str, Any] | None = None,
     ) -> None:
         check_function("flow", fn)
+        settle_annotations(fn)
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.given = dict(given or {})
@@ -70,9 +71,7 @@ class Flow(Generic[P, R]):
         """The flow of a method, bound to its object."""
         if instance is None:
             return self
-        bound = functools.partial(self.fn, instance)
-        functools.update_wrapper(bound, self.fn)
-        copy = type(self)(bound, name=self.name, given=self.given)
+        copy = type(self)(self.fn.__get__(instance, owner), name=self.name, given=self.given)
         copy.is_async = self.is_async
         return copy
 
@@ -91,6 +90,7 @@ class Flow(Generic[P, R]):
                 is_flow=True,
                 resolve_result=resolve,
                 view=TaskRun.of_call,
+                bound_to=getattr(self.fn, "__self__", MISSING),
             )
         return self._call_spec
 

@@ -250,9 +250,9 @@ def ask(batch: Batch, index: int) -> TaskFuture[Any]:
 def _finished(batch: Batch, index: int, value: Any) -> Call:
     """The future of an item that completed before anybody asked for it."""
     spec = batch.spec
-    call: Call = spec.call_class(
-        batch.run, spec, (), (), {}, batch.seq + index, batch.parent, 0.0, None
-    )
+    seq = (batch.seqs or {}).get(index, batch.seq + index)
+    call: Call = spec.call_class(batch.run, spec, (), (), {}, seq, batch.parent, 0.0, None)
+    call.identity = batch.identity_of(batch, index)
     call.value = value
     call.batch = batch
     call.index = index

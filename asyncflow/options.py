@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import Any
@@ -78,6 +79,27 @@ def check_function(what: str, fn: Any) -> None:
             f"{fn.__qualname__!r} has a parameter {sorted(taken)[0]!r}, a name that submit() and"
             " map() take for themselves: rename the parameter"
         )
+
+
+def settle_annotations(fn: Any) -> None:
+    """Evaluate annotations that are text (``from __future__ import annotations``) and name what is
+    local to the function that declares *fn*, while that is in sight."""
+    texts = {n: a for n, a in getattr(fn, "__annotations__", {}).items() if isinstance(a, str)}
+    module = getattr(fn, "__globals__", None)
+    if not texts or module is None or "<locals>" not in fn.__qualname__:
+        return
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals is not module:
+        frame = frame.f_back  # type: ignore[assignment] # ends with None
+    names: dict[str, Any] = {}
+    while frame is not None and frame.f_globals is module and frame.f_locals is not module:
+        names = {**frame.f_locals, **names}
+        frame = frame.f_back  # type: ignore[assignment] # as above
+    for name, text in texts.items():
+        try:
+            fn.__annotations__[name] = eval(text, module, names)  # noqa: S307 - the user's own text
+        except Exception:  # noqa: BLE001, S112 - a name for type checkers only: it stays text
+            continue
 
 
 def _retry(what: str, given: dict[str, Any]) -> Retry:

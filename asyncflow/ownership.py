@@ -22,12 +22,22 @@ if sys.platform == "win32":
         except OSError:
             return False
         return True
+
+    _is_free = _lock
 else:
     import fcntl
 
     def _lock(fd: int) -> bool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def _is_free(fd: int) -> bool:
+        """Asked with a shared lock, so that two who ask do not take each other for the owner."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return False
         return True
@@ -74,7 +84,7 @@ def is_alive(folder: Path, engine: int) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(fd)
+        return not _is_free(fd)
     finally:
         os.close(fd)
 

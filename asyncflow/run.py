@@ -241,6 +241,9 @@ class Batch:
         calls: the calls that exist now, by index: running, failed, or asked for.
         open: how many have not settled.
         make: makes the call of an index.
+        identity_of: the identity of an item that completed before anybody asked for it.
+        odd: the identities that cannot be worked out from the inputs again, by index.
+        seqs: the numbers of items that had theirs in a former life of the run, by index.
     """
 
     __slots__ = (
@@ -249,10 +252,12 @@ class Batch:
         "context",
         "created",
         "eager",
+        "identity_of",
         "inputs",
         "limits",
         "make",
         "next",
+        "odd",
         "open",
         "options",
         "owner",
@@ -262,6 +267,7 @@ class Batch:
         "run",
         "seen",
         "seq",
+        "seqs",
         "size",
         "spec",
         "waiters",
@@ -285,6 +291,9 @@ class Batch:
         self.results: list[Any] = [MISSING] * size
         self.calls: dict[int, Call] = {}
         self.make: Callable[[Batch, int], Call] = _unmade
+        self.identity_of: Callable[[Batch, int], bytes] = _unknown
+        self.odd: dict[int, bytes] | None = None
+        self.seqs: dict[int, int] | None = None
         self.parent: Call | None = None
         self.context: Any = None
         self.created = 0.0
@@ -310,6 +319,10 @@ class Batch:
 
 def _unmade(batch: Batch, index: int) -> Call:
     raise AssertionError("the map was given no maker")
+
+
+def _unknown(batch: Batch, index: int) -> bytes:
+    raise AssertionError("the map was given nobody who knows identities")
 
 
 class Run:

@@ -11,7 +11,7 @@ from typing import Any
 from asyncflow import nested
 from asyncflow.errors import InvalidParameters
 from asyncflow.limits import Slots
-from asyncflow.run import Call, Options
+from asyncflow.run import MISSING, Call, Options
 from asyncflow.states import StateType
 
 _EMPTY = inspect.Parameter.empty
@@ -26,11 +26,13 @@ class Spec:
         limit: its own `max_concurrency`, shared by all copies that set none of their own.
         resources: parameters that are filled in, by name.
         task: the public object, handed to hooks and conditions.
+        bound_to: the object whose method it is, or MISSING; it counts as an input.
     """
 
     __slots__ = (
         "_arity",
         "_signature",
+        "bound_to",
         "call_class",
         "fn",
         "has_hooks",
@@ -64,6 +66,7 @@ class Spec:
         limit: Slots | None = None,
         resolve_result: Callable[[Any], Any] | None = None,
         view: Callable[[Call], Any] = lambda call: call,
+        bound_to: Any = MISSING,
     ) -> None:
         self.name = name
         self.key = key
@@ -77,6 +80,7 @@ class Spec:
         self.limit = limit
         self.resolve_result = resolve_result
         self.view = view
+        self.bound_to = bound_to
         self.has_hooks = bool(options.hooks)
         self.in_thread = options.runner == "thread" and not is_flow
         self.slow = (

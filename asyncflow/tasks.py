@@ -19,9 +19,9 @@ from asyncflow.errors import (
 from asyncflow.future import TaskFuture, TaskFutureList, needs_run, resolve
 from asyncflow.limits import Slots
 from asyncflow.nested import PLAIN, Allowed, FutureGroup, Unmapped, find
-from asyncflow.options import HOOKS, check_function, make_options
+from asyncflow.options import HOOKS, check_function, make_options, settle_annotations
 from asyncflow.resources import resources_of
-from asyncflow.run import Call, Options
+from asyncflow.run import MISSING, Call, Options
 from asyncflow.spec import Spec, task_key
 from asyncflow.states import State
 from asyncflow.stream import OnError, stream
@@ -66,6 +66,7 @@ class Task(Generic[P, R]):
         given: Mapping[str, Any] | None = None,
     ) -> None:
         check_function("task", fn)
+        settle_annotations(fn)
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.given = dict(given or {})
@@ -95,10 +96,8 @@ class Task(Generic[P, R]):
         """The task of a method, bound to its object without touching the shared one."""
         if instance is None:
             return self
-        bound = functools.partial(self.fn, instance)
-        functools.update_wrapper(bound, self.fn)
         task = type(self)(
-            bound,
+            self.fn.__get__(instance, owner),
             name=self.name,
             options=self.options,
             limit=self.limit,
@@ -126,6 +125,7 @@ class Task(Generic[P, R]):
                 limit=self.limit,
                 resolve_result=resolve,
                 view=TaskRun.of_call,
+                bound_to=getattr(self.fn, "__self__", MISSING),
             )
         return self._spec
 

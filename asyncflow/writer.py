@@ -142,5 +142,7 @@ async def uncancelled(waiter: asyncio.Future[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
+        if not waiter.cancelled():
+            waiter.exception()  # seen: else asyncio reports it as never retrieved
         raise cancelled
     return waiter.result()

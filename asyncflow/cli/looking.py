@@ -294,8 +294,8 @@ def _say_head(row: RunRow) -> None:
         say(f"parameters: {one_line(text, 300)}")
     if row.tags:
         say(f"tags: {', '.join(map(clean, row.tags))}")
-    if row.recoveries:
-        say(f"recovered {row.recoveries} times since it last completed something")
+    if row.recoveries and state is not StateType.COMPLETED:
+        say(f"recovered {row.recoveries} times in a row without completing anything")
     if row.error is not None:
         say(click.style(f"error: {one_line(_error_text(row.error), 500)}", fg="red"))
 

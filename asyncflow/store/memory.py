@@ -5,9 +5,11 @@ It keeps every rule of `asyncflow.store.base`, so that what a store has to do ca
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from itertools import islice
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from asyncflow.errors import ResultUnreadable, RunTaken
 from asyncflow.states import StateType
@@ -29,6 +31,18 @@ from asyncflow.store.base import (
 )
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _whole(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Nobody sees half of what a method does, though its reader is asked by another thread."""
+
+    @wraps(method)
+    def locked(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
 
 
 class MemoryStore:
@@ -36,16 +50,18 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.name = "memory"
+        self._lock = threading.RLock()
         self._engines: dict[int, EngineRow] = {}
         self._runs: dict[int, RunRow] = {}
         self._tasks: dict[int, dict[int, TaskRow]] = {}
         self._attempts: dict[tuple[int, int, int], AttemptRow] = {}
-        self._logs: list[LogRow] = []
+        self._logs: dict[int, LogRow] = {}
         self._states: list[StateRow] = []
         self._marks: dict[tuple[int, bytes, int], MarkRow] = {}
         self._limits: dict[str, LimitRow] = {}
         self._requests: dict[tuple[int, str], float] = {}
         self._last_pk = 0
+        self._last_log = 0
 
     def open(self, durability: str) -> None:
         """Nothing has to be opened."""
@@ -55,6 +71,7 @@ class MemoryStore:
 
     # --- writing --------------------------------------------------------------------------------
 
+    @_whole
     def write(self, writes: Writes, *, wait: bool = True) -> bool:
         for pk, epoch in writes.fences.items():
             run = self._runs.get(pk)
@@ -72,7 +89,9 @@ class MemoryStore:
         for attempt in writes.attempts:
             self._attempts[attempt.run, attempt.seq, attempt.attempt] = attempt
         self._states += writes.states
-        self._logs += writes.logs
+        for line in writes.logs:
+            self._last_log += 1
+            self._logs[self._last_log] = line
         for limit in writes.limits:
             if limit.limit is None:
                 self._limits.pop(limit.name, None)
@@ -80,6 +99,7 @@ class MemoryStore:
                 self._limits[limit.name] = limit
         return True
 
+    @_whole
     def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:
         if row.idempotency_key is not None:
             for taken in self._runs.values():
@@ -91,14 +111,17 @@ class MemoryStore:
         self._states += [state._replace(run=pk) for state in states]
         return row, True
 
+    @_whole
     def register_engine(self, row: EngineRow) -> EngineRow:
         row = row._replace(id=len(self._engines) + 1)
         self._engines[row.id] = row
         return row
 
+    @_whole
     def close_engine(self, engine: int, time: float) -> None:
         self._engines[engine] = self._engines[engine]._replace(closed_at=time)
 
+    @_whole
     def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
         root = self._runs.get(run)
         if root is None or root.epoch != epoch:
@@ -116,9 +139,11 @@ class MemoryStore:
         self._requests = {k: v for k, v in self._requests.items() if k[0] != run}
         return claimed
 
+    @_whole
     def request(self, run: int, kind: str, time: float) -> None:
         self._requests[run, kind] = time
 
+    @_whole
     def requests(self, engine: int) -> list[tuple[int, str]]:
         found = [
             key for key in self._requests if (r := self._runs.get(key[0])) and r.engine == engine
@@ -127,6 +152,7 @@ class MemoryStore:
             del self._requests[key]
         return found
 
+    @_whole
     def delete_run(self, run: int) -> int:
         below = [run]
         for pk in below:
@@ -138,7 +164,7 @@ class MemoryStore:
         self._attempts = {k: v for k, v in self._attempts.items() if k[0] not in below}
         self._marks = {k: v for k, v in self._marks.items() if k[0] not in below}
         self._requests = {k: v for k, v in self._requests.items() if k[0] not in below}
-        self._logs = [r for r in self._logs if r.run not in below]
+        self._logs = {n: r for n, r in self._logs.items() if r.run not in below}
         self._states = [r for r in self._states if r.run not in below]
         return gone
 
@@ -150,22 +176,28 @@ class MemoryStore:
 
     # --- reading --------------------------------------------------------------------------------
 
+    @_whole
     def run(self, run_id: str) -> RunRow | None:
         return next((r for r in self._runs.values() if r.id == run_id), None)
 
+    @_whole
     def calls(self, run: int) -> list[TaskRow]:
         return sorted(self._tasks.get(run, {}).values(), key=lambda row: row.seq)
 
+    @_whole
     def children(self, run: int) -> list[RunRow]:
         return [r for r in self._runs.values() if r.parent == run]
 
+    @_whole
     def marks(self, run: int) -> list[MarkRow]:
         rows = [m for m in self._marks.values() if m.run == run]
         return sorted(rows, key=lambda row: (row.scope, row.n))
 
+    @_whole
     def limits(self) -> list[LimitRow]:
         return [self._limits[name] for name in sorted(self._limits)]
 
+    @_whole
     def unfinished(self) -> list[tuple[RunRow, EngineRow | None]]:
         return [
             (row, self._engines.get(row.engine or 0))
@@ -184,61 +216,71 @@ class MemoryReader:
         self._store = store
 
     async def find_run(self, run_id: str) -> RunRow | None:
-        return self._store.run(run_id)
+        with self._store._lock:
+            return self._store.run(run_id)
 
     async def runs(self, query: RunQuery) -> Page[RunRow]:
-        rows = reversed(self._store._runs.values())
-        return _page((r for r in rows if _fits(r, query)), query.limit, lambda row: row.pk)
+        with self._store._lock:
+            rows = reversed(self._store._runs.values())
+            return _page((r for r in rows if _fits(r, query)), query.limit, lambda row: row.pk)
 
     async def task_runs(self, query: TaskQuery) -> Page[TaskRow]:
-        rows = (
-            r
-            for r in self._store.calls(query.run)
-            if r.seq > query.after
-            and (not query.states or r.state in query.states)
-            and (query.task is None or r.task == query.task)
-        )
-        return _page(rows, query.limit, lambda row: row.seq)
+        with self._store._lock:
+            rows = (
+                r
+                for r in self._store.calls(query.run)
+                if r.seq > query.after
+                and (not query.states or r.state in query.states)
+                and (query.task is None or r.task == query.task)
+            )
+            return _page(rows, query.limit, lambda row: row.seq)
 
     async def task_counts(self, run: int) -> list[TaskCount]:
-        groups: dict[tuple[str, str, str | None], list[TaskRow]] = {}
-        for row in self._store.calls(run):
-            groups.setdefault((row.task, row.state, row.state_name), []).append(row)
-        return [
-            TaskCount(
-                *key,
-                len(rows),
-                min((r.started_at for r in rows if r.started_at is not None), default=None),
-                max((r.ended_at for r in rows if r.ended_at is not None), default=None),
-            )
-            for key, rows in groups.items()
-        ]
+        with self._store._lock:
+            groups: dict[tuple[str, str, str | None], list[TaskRow]] = {}
+            for row in self._store.calls(run):
+                groups.setdefault((row.task, row.state, row.state_name), []).append(row)
+            return [
+                TaskCount(
+                    *key,
+                    len(rows),
+                    min((r.started_at for r in rows if r.started_at is not None), default=None),
+                    max((r.ended_at for r in rows if r.ended_at is not None), default=None),
+                )
+                for key, rows in groups.items()
+            ]
 
     async def attempts(self, run: int, seq: int | None = None) -> list[AttemptRow]:
-        rows = [
-            a
-            for a in self._store._attempts.values()
-            if a.run == run and (seq is None or a.seq == seq)
-        ]
-        return sorted(rows, key=lambda row: (row.seq, row.attempt))
+        with self._store._lock:
+            rows = [
+                a
+                for a in self._store._attempts.values()
+                if a.run == run and (seq is None or a.seq == seq)
+            ]
+            return sorted(rows, key=lambda row: (row.seq, row.attempt))
 
     async def logs(self, query: LogQuery) -> Page[tuple[int, LogRow]]:
-        rows = (
-            (n, r)
-            for n, r in enumerate(self._store._logs, 1)
-            if r.run == query.run
-            and n > query.after
-            and r.level >= query.level
-            and (query.seq is None or r.seq == query.seq)
-            and query.text.lower() in r.message.lower()
-        )
-        return _page(rows, query.limit, lambda row: row[0])
+        with self._store._lock:
+            # As LIKE in SQLite does: the case of ASCII letters only is the same.
+            text = _lower(query.text)
+            rows = (
+                (n, r)
+                for n, r in self._store._logs.items()
+                if r.run == query.run
+                and n > query.after
+                and r.level >= query.level
+                and (query.seq is None or r.seq == query.seq)
+                and text in _lower(r.message)
+            )
+            return _page(rows, query.limit, lambda row: row[0])
 
     async def states(self, run: int) -> list[StateRow]:
-        return [r for r in self._store._states if r.run == run]
+        with self._store._lock:
+            return [r for r in self._store._states if r.run == run]
 
     async def engine(self, engine: int) -> EngineRow | None:
-        return self._store._engines.get(engine)
+        with self._store._lock:
+            return self._store._engines.get(engine)
 
     async def aclose(self) -> None:
         """Nothing has to be closed."""
@@ -255,6 +297,10 @@ def _fits(row: RunRow, query: RunQuery) -> bool:
         and set(query.tags) <= set(row.tags)
         and (query.after is None or row.pk < query.after)
     )
+
+
+def _lower(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace").lower()
 
 
 def _page(rows: Iterable[T], limit: int, cursor: Callable[[T], int]) -> Page[T]:

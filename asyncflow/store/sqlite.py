@@ -15,6 +15,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from random import random
@@ -138,7 +139,7 @@ class SqliteStore:
                 check_same_thread=False,
                 cached_statements=256,
             )
-            self._settle_in(durability)
+            self._patiently(lambda: self._settle_in(durability))
         except sqlite3.Error as error:
             self.close()
             self._translate(error)
@@ -148,9 +149,9 @@ class SqliteStore:
 
     def _settle_in(self, durability: str) -> None:
         db = self._connection
-        self._patiently(lambda: db.execute("PRAGMA schema_version").fetchone())
+        db.execute("PRAGMA schema_version").fetchone()
         self._check_identity()
-        self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL").fetchone())
+        db.execute("PRAGMA journal_mode = WAL").fetchone()
         db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
         # Only `checkpoint` folds the WAL in, off the loop.
         db.execute("PRAGMA wal_autocheckpoint = 0")
@@ -159,9 +160,10 @@ class SqliteStore:
 
     def _check_identity(self) -> None:
         db = self._connection
-        application = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
+        # The id comes last: another process may make the tables between two of these.
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        application = db.execute("PRAGMA application_id").fetchone()[0]
         if application == 0 and version == 0 and tables == 0:
             return
         if application != APPLICATION_ID:
@@ -209,7 +211,7 @@ class SqliteStore:
                 self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
             else:
                 db.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             if not wait and _is_busy(error):
                 raise _Busy from None
             self._translate(error)
@@ -282,6 +284,12 @@ class SqliteStore:
     # --- writing --------------------------------------------------------------------------------
 
     def write(self, writes: Writes, *, wait: bool = True) -> bool:
+        try:
+            return self._write(writes, wait)
+        except UnicodeEncodeError:
+            return self._write(_encodable(writes), wait)
+
+    def _write(self, writes: Writes, wait: bool) -> bool:
         tasks = self._place_results(writes.tasks)
         runs = self._place_results(writes.runs)
         try:
@@ -337,7 +345,8 @@ class SqliteStore:
         path = folder / f"{name}.bin"
         if path.exists():
             return name
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in (self._results, folder):
+            made.mkdir(mode=0o700, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=folder)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -579,6 +588,24 @@ def _is_busy(error: sqlite3.Error) -> bool:
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
+def _encodable(writes: Writes) -> Writes:
+    """The same with lone surrogates spelled out: one such log line must not stop all writing."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.encode("utf-8", "backslashreplace").decode()
+        return value
+
+    return Writes(
+        fences=writes.fences,
+        **{
+            part.name: [type(row)(*map(clean, row)) for row in getattr(writes, part.name)]
+            for part in fields(Writes)
+            if part.name != "fences"
+        },
+    )
+
+
 def _id(run: int, seq: int) -> int:
     return run << 32 | seq
 
@@ -595,6 +622,7 @@ def _check_fences(db: sqlite3.Connection, fences: dict[int, int]) -> None:
 
 def _write_tasks(db: sqlite3.Connection, rows: Iterable[TaskRow]) -> None:
     flat: list[Any] = []
+    full: dict[int, tuple[Any, ...]] = {}
     add = flat.extend
     n = 0
     for (
@@ -605,16 +633,15 @@ def _write_tasks(db: sqlite3.Connection, rows: Iterable[TaskRow]) -> None:
             state_name or message or failures or interruptions or upstream or tags or error
             or name or retry_at
         ):  # fmt: skip
-            db.execute(
-                _INSERT_ALL,
-                (
-                    run << 32 | seq, identity, task, parent, state, attempt, created, started,
-                    ended, kind, result, name, state_name, message or None, failures or None,
-                    interruptions or None, retry_at, json.dumps(upstream) if upstream else None,
-                    json.dumps(tags) if tags else None, error,
-                ),
+            full[run << 32 | seq] = (
+                run << 32 | seq, identity, task, parent, state, attempt, created, started,
+                ended, kind, result, name, state_name, message or None, failures or None,
+                interruptions or None, retry_at, json.dumps(upstream) if upstream else None,
+                json.dumps(tags) if tags else None, error,
             )  # fmt: skip
             continue
+        if full:
+            full.pop(run << 32 | seq, None)
         add(
             (
                 run << 32 | seq, identity, task, parent, state, attempt, created, started, ended,
@@ -628,6 +655,8 @@ def _write_tasks(db: sqlite3.Connection, rows: Iterable[TaskRow]) -> None:
             db.execute(_INSERT_PLAIN[size], flat[at : at + size * 11])
             at += size * 11
             n -= size
+    # After the plain ones: of two rows with one key, the later one stays.
+    db.executemany(_INSERT_ALL, full.values())
 
 
 def _write_limits(db: sqlite3.Connection, rows: Iterable[LimitRow]) -> None:
