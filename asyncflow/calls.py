@@ -29,8 +29,6 @@ S = StateType
 #: Flags in the ninth byte of an identity.
 _PLAIN, _OPAQUE, _REPEATED = 0, 1, 2
 
-_FINAL_BUT_AGAIN = frozenset({S.CANCELLED, S.CRASHED})
-
 
 class History:
     """What the store knew of the calls of a run when it was resumed, by identity.
@@ -334,12 +332,14 @@ class Calls:
             call.error = failures.rebuild(row.error or b"null")
             failures.blame(call.error, call)
             self.machine.answer(call, state, row.state_name)
-        elif state not in _FINAL_BUT_AGAIN:
-            call.attempt = row.attempt
-            call.failures = 0 if history.fresh else row.failures
-            call.interruptions = row.interruptions + (state in (S.RUNNING, S.CANCELLING))
+        else:
+            # It had not ended, or was stopped along with its run: attempts used stay used.
             call.created = row.created_at
-            if row.retry_at is not None:
+            call.attempt = row.attempt
+            cut_off = row.attempt > row.failures + row.interruptions
+            call.interruptions = row.interruptions + cut_off
+            if not history.fresh:
+                call.failures = row.failures
                 call.retry_at = row.retry_at
 
     @staticmethod

@@ -16,12 +16,16 @@ yet to be told.
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import CancelledError
 from collections.abc import Coroutine, Generator
 from contextvars import Context
+from pathlib import Path
 from typing import Any, Protocol
 
 from asyncflow.errors import Unresponsive
+
+_ASYNCIO = str(Path(asyncio.__file__).parent)
 
 #: The value of `stop` that ends a coroutine without asking it.
 KILL = "kill"
@@ -102,14 +106,18 @@ def stop(unit: Unit, why: str) -> None:
 
 
 def where(unit: Unit) -> str:
-    """Where the code of *unit* is suspended, as ``function (file:line)``; "" if it is not."""
+    """Where the code of *unit* is suspended, as ``function (file:line)``; "" if it is not.
+
+    That is the innermost place outside of asyncio.
+    """
     coro, place = unit.body, ""
     while coro is not None:
         frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)
         if frame is None:
             break
         code = frame.f_code
-        place = f"{code.co_name} ({code.co_filename}:{frame.f_lineno})"
+        if not code.co_filename.startswith(_ASYNCIO):
+            place = f"{code.co_name} ({code.co_filename}:{frame.f_lineno})"
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
     return place
 

@@ -546,7 +546,7 @@ class Engine:
         if call.phase.is_final:
             self.machine.submit_answered(call)
             self.executor.drain()
-        elif call.parent is not None and call.parent.holding:
+        elif call.parent is not None and call.parent.limits:
             await self.executor.lend_while(call.parent, self.executor.direct(call, upstream))
         else:
             await self.executor.direct(call, upstream)
@@ -1249,6 +1249,8 @@ class Engine:
         for run in list(self.live.values()):
             if run.parent is None:
                 self.flows.storage_failed(run, as_store_error(error))
+        self.flows.settle_unrecorded()
+        self.executor.pump()
 
 
 def _boot_id() -> str:

@@ -245,7 +245,10 @@ class Executor:
         time, running = self.clock.time, self.running
         while call is not None:
             spec = call.spec
-            if spec.plain and not call.upstream:
+            if call.phase.is_final:
+                # It was cancelled after it was chosen, which gave its slots back.
+                pass
+            elif spec.plain and not call.upstream:
                 # `attempt`, for a coroutine without anything special: the hottest path.
                 machine.start(call, time())
                 running[call] = None
@@ -403,8 +406,8 @@ class Executor:
 
     def _timeout_text(self, call: Call) -> str:
         text = f"{call.display} exceeded its timeout of {call.options.timeout:g} s"
-        if call.message.startswith("did not stop"):
-            text += f"; it {call.message}"
+        if "did not stop within" in call.message:
+            text += f"; {call.message}"
         return text
 
     def _failed(
@@ -511,7 +514,12 @@ class Executor:
                 await self._its_turn(call)
             if call.phase.is_final:
                 break
-            await _Steps(self.attempt(call))
+            try:
+                await _Steps(self.attempt(call))
+            except BaseException:
+                # The host was cancelled: what became of the call is recorded all the same.
+                self.pump()
+                raise
             if call.phase is not _SCHEDULED:
                 break
             ready = False
@@ -565,23 +573,41 @@ class Executor:
                 item.waiters.remove(waiter)
 
     async def lend_while(self, call: Call, waiting: Awaitable[Any]) -> Any:
-        """Await something for the code of *call*, whose slots others may have meanwhile."""
+        """Await something for the code of *call*, whose slots others may have meanwhile.
+
+        Its code may wait in several tasks at once (`asyncio.gather`): it takes its slots back
+        when the last of them goes on.
+        """
+        call.lends += 1
         self.machine.lend(call)
         self.pump()
         try:
             result = await waiting
         except asyncio.CancelledError:
+            call.lends -= 1
+            if not call.lends and not call.phase.is_final:
+                # It must not wait now: its slots are taken back only where they are free.
+                self.machine.retake_now(call)
             raise
         except BaseException:
+            call.lends -= 1
             await self._retake(call)
             raise
+        call.lends -= 1
         await self._retake(call)
         return result
 
     async def _retake(self, call: Call) -> None:
-        if not call.limits or self.machine.retake_now(call):
+        if call.lends or not call.limits or call.phase.is_final:
             return
-        await self.hold(Hold(call.run, call, call.limits, RETAKE))
+        if self.machine.retake_now(call):
+            return
+        hold = Hold(call.run, call, call.limits, RETAKE)
+        await self.hold(hold)
+        if call.lends or call.holding or call.phase.is_final:
+            # Its code went on in another task meanwhile, and waits again or has ended.
+            self.release(hold)
+            return
         call.holding = True
 
     async def hold(self, hold: Hold) -> None:
@@ -637,9 +663,9 @@ class Executor:
         grace = self.grace if call.options.grace is None else call.options.grace
         place = driving.where(call)
         at = f" at {place}" if place else ""
-        call.message = f"did not stop within {grace:g} s{at}"
+        call.message = f"{call.display} did not stop within {grace:g} s{at}"
         if call.body is not None and hasattr(call.body, "abandon"):
-            call.body.abandon(Unresponsive(f"{call.display} {call.message}"))
+            call.body.abandon(Unresponsive(call.message))
         else:
             driving.stop(call, driving.KILL)
 

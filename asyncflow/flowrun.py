@@ -445,10 +445,15 @@ class Flows:
         engine.machine.recording = False
         engine.machine.at_once = True
         self._cancel_calls(run, str(error))
-        for call in list(run.calls):
-            if call.phase.is_final and not call.settled:
-                engine.machine.settle(call)
         engine.executor.pump()
+
+    def settle_unrecorded(self) -> None:
+        """Nothing can be recorded any more: what has ended is not waited for."""
+        machine = self._engine.machine
+        for run in list(self._engine.live.values()):
+            for call in list(run.calls):
+                if call.phase.is_final and not call.settled:
+                    machine.settle(call)
 
     def _remind(self, run: Run, attempt: int, why: str, until: float) -> None:
         if run.phase.is_final or run.stop is None or run.attempt != attempt or run.body is None:

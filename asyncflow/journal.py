@@ -252,6 +252,8 @@ class Journal:
                 raise as_store_error(self._broken)
             if not self._writing and (not self._waits() or self.write()):
                 return
+            if self._broken is not None:
+                continue
             waiter: asyncio.Future[None] = self._loop.create_future()
             # The transaction under way, and one more for what has gathered meanwhile.
             until = self._gathered + (1 if self._waits() and self._writing else 0)

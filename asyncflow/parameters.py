@@ -161,6 +161,8 @@ class Parameters:
             try:
                 stored[name] = json.loads(codec.encode(value, name))
             except NotSerializable as error:
+                if self._dump(name, value, stored):
+                    continue
                 raise InvalidParameters(
                     f"flow {self._flow!r}: the parameter {name!r} cannot be stored: {error};"
                     " pass plain data, and open what is live inside the flow or as a @resource"
@@ -172,6 +174,19 @@ class Parameters:
                 f" most {MOST_BYTES:,}: pass a path or a URL instead of the data"
             )
         return data
+
+    def _dump(self, name: str, value: Any, stored: dict[str, Any]) -> bool:
+        """Store a value as pydantic writes it, if its annotation brings it back from that."""
+        adapter = self._adapter(name)
+        if adapter is None or not self._validate:
+            return False
+        try:
+            plain = json.loads(adapter.dump_json(value))
+            adapter.validate_python(plain)
+        except Exception:  # noqa: BLE001 - whatever a user's type does, it cannot be stored so
+            return False
+        stored[name] = plain
+        return True
 
     def load(self, data: bytes, given: dict[str, Any] | None = None) -> dict[str, Any]:
         """Parameters from the store; *given* replaces some of them.

@@ -124,6 +124,7 @@ class Call:
         direct_thread: runs its function in the thread that makes the call.
         noticed: the attempt that was last recorded as running.
         past: one line for each failed attempt, for the notes of the last exception.
+        lends: how many waits of its code have lent its slots to others.
         settled: its end has been acknowledged; only then do others see it.
         asked: somebody holds its future (an item of a map that nobody asked for keeps none).
         allow: the seqs of upstreams whose failure it takes as an argument.
@@ -156,6 +157,7 @@ class Call:
     waits_on: Call | None = None
     eager = False
     holding = False
+    lends = 0
     settled = False
     asked = False
     seen = False
@@ -383,7 +385,6 @@ class Run:
         "started",
         "stop",
         "story",
-        "strands",
         "tags",
         "unseen",
         "value",
@@ -438,7 +439,6 @@ class Run:
         self.on: Any = None
         self.body: Any = None
         self.dirty = False
-        self.strands = 0
         self.extra: Any = None
 
     @property

@@ -7,6 +7,7 @@ leaves this module: `StoreError` says which file, what happened and what to do.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -735,18 +736,33 @@ class SqliteReader:
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
         self._db: Any = None
+        self._opening = asyncio.Lock()
 
     async def _connection(self) -> Any:
-        if self._db is None:
-            import aiosqlite
-
-            uri = f"{self._store.path.resolve().as_uri()}?mode=ro"
-            try:
-                self._db = await aiosqlite.connect(uri, uri=True, timeout=30)
-                await self._db.execute("PRAGMA query_only = ON")
-            except sqlite3.Error as error:
-                self._store._translate(error)
+        async with self._opening:
+            if self._db is None:
+                self._db = await self._connect()
         return self._db
+
+    async def _connect(self) -> Any:
+        import aiosqlite
+
+        uri = f"{self._store.path.resolve().as_uri()}?mode=ro"
+        connection: Any = aiosqlite.connect(uri, uri=True, timeout=30)
+        try:
+            await connection
+        except sqlite3.Error as error:
+            # Its thread still tells the loop that it ends: the loop must not be closed before.
+            await asyncio.to_thread(getattr(connection, "_thread", connection).join, 5)
+            self._store._translate(error)
+        try:
+            await connection.execute("PRAGMA query_only = ON")
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, sqlite3.Error):
+                self._store._translate(error)
+            raise
+        return connection
 
     async def _all(self, sql: str, values: Sequence[Any]) -> list[Any]:
         db = await self._connection()

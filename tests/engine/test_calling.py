@@ -75,7 +75,7 @@ async def test_submit_serves_both_colours(engine: Engine) -> None:
         a, b = double.submit(1), half.submit(1)
         return await a, await b
 
-    assert await engine.run(main) == [2, 0.5] or await engine.run(main) == (2, 0.5)
+    assert await engine.run(main) == (2, 0.5)
 
 
 async def test_a_future_among_the_arguments_is_a_dependency(engine: Engine) -> None:
@@ -476,10 +476,12 @@ async def test_flow_parameters_are_checked_and_converted(engine: Engine) -> None
     assert await engine.run(main, "3", {"x": "4"}) == [3, 4]
     with pytest.raises(ValueError, match="flow 'main', parameter 'n'"):
         await engine.run(main, "three", {"x": 1})
-    assert await engine.run(main.with_options(validate_parameters=False), "3", Point(x=1)) == [
-        "3",
-        1,
-    ]
+
+    @flow(validate_parameters=False)
+    async def loose(n: int) -> str:
+        return type(n).__name__
+
+    assert await engine.run(loose, "3") == "str"
 
 
 async def test_a_resource_is_opened_once_and_closed_at_the_end() -> None:
