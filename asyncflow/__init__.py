@@ -16,28 +16,39 @@ if TYPE_CHECKING:
     from asyncflow.engine import Engine as Engine
     from asyncflow.engine import FlowRun as FlowRun
     from asyncflow.errors import AsyncflowError as AsyncflowError
+    from asyncflow.errors import BlockingCall as BlockingCall
     from asyncflow.errors import ConcurrencyDeadlock as ConcurrencyDeadlock
     from asyncflow.errors import DependencyCycle as DependencyCycle
     from asyncflow.errors import FlowTimeout as FlowTimeout
+    from asyncflow.errors import IllegalMove as IllegalMove
     from asyncflow.errors import InvalidDefinition as InvalidDefinition
     from asyncflow.errors import InvalidOption as InvalidOption
     from asyncflow.errors import InvalidParameters as InvalidParameters
     from asyncflow.errors import MappingLengthMismatch as MappingLengthMismatch
+    from asyncflow.errors import MissingExtra as MissingExtra
+    from asyncflow.errors import NoEngine as NoEngine
+    from asyncflow.errors import NotReady as NotReady
     from asyncflow.errors import NotSerializable as NotSerializable
     from asyncflow.errors import QueueTimeout as QueueTimeout
     from asyncflow.errors import RecordedFailure as RecordedFailure
     from asyncflow.errors import ResultNotStored as ResultNotStored
+    from asyncflow.errors import ResultUnreadable as ResultUnreadable
     from asyncflow.errors import RetryAfter as RetryAfter
     from asyncflow.errors import RunCancelled as RunCancelled
     from asyncflow.errors import RunCrashed as RunCrashed
+    from asyncflow.errors import RunFailed as RunFailed
     from asyncflow.errors import RunInterrupted as RunInterrupted
     from asyncflow.errors import RunNotResumable as RunNotResumable
+    from asyncflow.errors import RunTaken as RunTaken
+    from asyncflow.errors import StoreClosed as StoreClosed
     from asyncflow.errors import StoreError as StoreError
     from asyncflow.errors import TaskCancelled as TaskCancelled
     from asyncflow.errors import TaskTimeout as TaskTimeout
     from asyncflow.errors import UnknownFlow as UnknownFlow
     from asyncflow.errors import UnknownRun as UnknownRun
+    from asyncflow.errors import Unresponsive as Unresponsive
     from asyncflow.errors import UpstreamFailed as UpstreamFailed
+    from asyncflow.errors import WorkerLost as WorkerLost
     from asyncflow.flows import Flow as Flow
     from asyncflow.flows import flow as flow
     from asyncflow.future import TaskFuture as TaskFuture
@@ -67,11 +78,14 @@ _HOMES = {
     "asyncflow.holds": ("concurrency", "rate_limit"),
     "asyncflow.engine": ("Engine", "FlowRun"),
     "asyncflow.errors": (
-        "AsyncflowError", "ConcurrencyDeadlock", "DependencyCycle", "FlowTimeout",
-        "InvalidDefinition", "InvalidOption", "InvalidParameters", "MappingLengthMismatch",
-        "NotSerializable", "QueueTimeout", "RecordedFailure", "ResultNotStored", "RetryAfter",
-        "RunCancelled", "RunCrashed", "RunInterrupted", "RunNotResumable", "StoreError",
-        "TaskCancelled", "TaskTimeout", "UnknownFlow", "UnknownRun", "UpstreamFailed",
+        "AsyncflowError", "BlockingCall", "ConcurrencyDeadlock", "DependencyCycle",
+        "FlowTimeout", "IllegalMove", "InvalidDefinition", "InvalidOption",
+        "InvalidParameters", "MappingLengthMismatch", "MissingExtra", "NoEngine",
+        "NotReady", "NotSerializable", "QueueTimeout", "RecordedFailure",
+        "ResultNotStored", "ResultUnreadable", "RetryAfter", "RunCancelled", "RunCrashed",
+        "RunFailed", "RunInterrupted", "RunNotResumable", "RunTaken", "StoreClosed",
+        "StoreError", "TaskCancelled", "TaskTimeout", "UnknownFlow", "UnknownRun",
+        "Unresponsive", "UpstreamFailed", "WorkerLost",
     ),
     "asyncflow.flows": ("Flow", "flow"),
     "asyncflow.future": ("TaskFuture", "TaskFutureList", "as_completed", "resolve", "wait"),

@@ -176,6 +176,8 @@ class FlowRun(Generic[R]):
 
     async def _value(self) -> R:
         state = await self.wait()
+        if isinstance(state.error, StoreError):
+            raise state.error
         if state.is_paused():
             raise RunInterrupted(f"the run {self.id} is {state}: go on with resume({self.id!r})")
         value: R = state.result()
@@ -825,6 +827,10 @@ class Engine:
         await self.flows.load(run, fresh)
         if crashed and not self._may_recover(run, flow, row.state_at):
             return await self._give_up(run)
+        if crashed:
+            # Counted on disk before its code runs, which may be what kills the process.
+            self.journal.run(rows.run_row(run, self.id, self.clock.time()))
+            await self.journal.durable()
         return self._start(run)
 
     def _may_recover(self, run: Run, flow: Flow[..., Any], began: float) -> bool:

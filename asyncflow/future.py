@@ -12,6 +12,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from asyncflow import nested
@@ -62,7 +63,7 @@ class TaskFuture(Call, Generic[R]):
     def wait(self, timeout: float | None = None) -> None:
         """Wait at most *timeout* seconds, in sync code. Its end is then seen, not raised."""
         if not self.settled:
-            block(self.run, _within(_wait_for(self), timeout), f"future of {self.display}")
+            block(self.run, lambda: _within(_wait_for(self), timeout), f"future of {self.display}")
         if self.settled:
             self._look()
 
@@ -213,7 +214,7 @@ class TaskFutureList(nested.FutureGroup, Sequence[TaskFuture[R]], Generic[R]):
         """Wait at most *timeout* seconds, in sync code."""
         if not self._settled():
             run = self._batch.run if self._batch is not None else (self._futures or ())[0].run
-            block(run, _within(self._wait_all(), timeout), "futures of a map")
+            block(run, lambda: _within(self._wait_all(), timeout), "futures of a map")
 
     def _settled(self) -> bool:
         if self._batch is not None:
@@ -322,16 +323,15 @@ async def _within(waiting: Coroutine[Any, Any, Any], timeout: float | None) -> N
         return
 
 
-def block(run: Run, waiting: Coroutine[Any, Any, T], what: str) -> T:
+def block(run: Run, waiting: Callable[[], Coroutine[Any, Any, T]], what: str) -> T:
     """Wait in a thread for something that happens on the engine's loop."""
     engine = run.engine
     if engine.on_loop():
-        waiting.close()
         raise NotReady(
             f"the {what} is not finished, and waiting for it here would block the event loop:"
             " await it instead"
         )
-    result: T = engine.block(waiting)
+    result: T = engine.block(waiting())
     return result
 
 
@@ -505,7 +505,7 @@ class as_completed(Generic[R]):  # noqa: N801 - used as a function, like asyncio
 
         first = True
         while True:
-            call = block(run, one(first), "next future of as_completed")
+            call = block(run, partial(one, first), "next future of as_completed")
             first = False
             if call is None:
                 return

@@ -27,7 +27,7 @@ class concurrency:  # noqa: N801 - used as a function that gives a context manag
 
     Raises:
         QueueTimeout: no unit came free in time.
-        ConcurrencyDeadlock: the callers of this code hold what it waits for.
+        ConcurrencyDeadlock: this code holds itself what it waits for, or it is more than there is.
         NoEngine: there is no engine.
     """
 
@@ -51,7 +51,7 @@ class concurrency:  # noqa: N801 - used as a function that gives a context manag
         engine = self._engine = _engine(f"concurrency({self.name!r})")
         limit = engine.named.declare(self.name, self.limit, None)
         call, run = current_call(), current_run()
-        self._refuse_deadlock(limit, call)
+        self._refuse_deadlock(limit)
         hold = Hold(run or self, call, ((limit, self.occupy),), 0)
         try:
             async with asyncio.timeout(self.timeout):
@@ -61,6 +61,7 @@ class concurrency:  # noqa: N801 - used as a function that gives a context manag
                 f"no {self.occupy} of the limit {self.name!r} ({limit.size:g}) came free within"
                 f" {self.timeout:g} s"
             ) from None
+        hold.carrier = asyncio.current_task()
         self._hold = hold
         _holders(engine).setdefault(self.name, []).append(hold)
         return self
@@ -79,22 +80,21 @@ class concurrency:  # noqa: N801 - used as a function that gives a context manag
             _holders(self._engine)[self.name].remove(hold)
             self._engine.executor.release(hold)
 
-    def _refuse_deadlock(self, limit: Limit, call: Call | None) -> None:
-        """Raise if those who wait for this code hold so much that there can never be enough."""
-        callers = set()
-        one: Call | None = call
-        while one is not None:
-            callers.add(id(one))
-            one = one.parent or one.run.call
+    def _refuse_deadlock(self, limit: Limit) -> None:
+        """Raise if this very task holds so much already that there can never be enough.
+
+        What other tasks hold may come free: code may do several things at once.
+        """
+        carrier = asyncio.current_task()
         held = sum(
-            h.limits[0][1]
-            for h in _holders(self._engine).get(self.name, ())
-            if h.call is not None and id(h.call) in callers
+            hold.limits[0][1]
+            for hold in _holders(self._engine).get(self.name, ())
+            if hold.carrier is carrier
         )
         if self.occupy > limit.size > 0 or (held and held + self.occupy > limit.size):
             raise ConcurrencyDeadlock(
                 f"{self.occupy} of the limit {self.name!r} can never come free: its size is"
-                f" {limit.size:g}, and the callers of this code hold {held} of it while they wait"
+                f" {limit.size:g}, and the code that asks for it holds {held} of it itself"
             )
 
     def __enter__(self) -> concurrency:

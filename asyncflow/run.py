@@ -217,7 +217,7 @@ class Call:
 class Hold:
     """Units of named limits held by user code: ``async with concurrency(...)``."""
 
-    __slots__ = ("call", "direct", "eager", "holding", "limits", "live", "owner", "priority")
+    __slots__ = ("call", "carrier", "direct", "eager", "holding", "limits", "live", "owner", "priority")
     is_source = False
 
     def __init__(self, owner: object, call: Call | None, limits: Needs, priority: float) -> None:
@@ -229,6 +229,7 @@ class Hold:
         self.direct: Any = None
         self.live = True
         self.holding = False
+        self.carrier: Any = None
 
 
 class Batch:

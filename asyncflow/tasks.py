@@ -483,7 +483,7 @@ class LateMap(Generic[R]):
         """The values, in sync code."""
         from asyncflow.future import block
 
-        futures = block(self._run, self.futures(), "list that a map waits for")
+        futures = block(self._run, self.futures, "list that a map waits for")
         return futures.result(timeout)
 
 
