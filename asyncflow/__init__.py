@@ -11,8 +11,6 @@ from asyncflow._version import __version__
 
 if TYPE_CHECKING:
     from asyncflow import runtime as runtime
-    from asyncflow.holds import concurrency as concurrency
-    from asyncflow.holds import rate_limit as rate_limit
     from asyncflow.engine import Engine as Engine
     from asyncflow.engine import FlowRun as FlowRun
     from asyncflow.errors import AsyncflowError as AsyncflowError
@@ -56,6 +54,8 @@ if TYPE_CHECKING:
     from asyncflow.future import as_completed as as_completed
     from asyncflow.future import resolve as resolve
     from asyncflow.future import wait as wait
+    from asyncflow.holds import concurrency as concurrency
+    from asyncflow.holds import rate_limit as rate_limit
     from asyncflow.logs import get_run_logger as get_run_logger
     from asyncflow.resources import resource as resource
     from asyncflow.retry import exponential_backoff as exponential_backoff
@@ -102,7 +102,7 @@ _HOMES = {
 
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [*sorted(_HOME_OF), "__version__", "runtime"]  # noqa: PLE0604 - all are names
+__all__ = [*sorted(_HOME_OF), "__version__", "runtime"]
 
 
 def __getattr__(name: str) -> Any:

@@ -215,7 +215,7 @@ def _norm_set(value: Iterable[Any], depth: int, token: Token | None) -> list[byt
 # --- refusals ---------------------------------------------------------------------------------
 
 
-class Refused(Exception):  # noqa: N818 - never leaves the package
+class Refused(Exception):
     """A part of a value cannot be told apart; `steps` lead to it, the innermost first."""
 
     def __init__(self, value: object, reason: str = "") -> None:

@@ -146,7 +146,7 @@ def describe(value: object, limit: int = 200) -> str:
         short.maxlist = short.maxtuple = short.maxdict = short.maxset = 20
         text = " ".join(short.repr(value).split())
         text = text.encode("utf-8", "backslashreplace").decode()
-    except Exception:  # noqa: BLE001 - whatever a __repr__ does
+    except Exception:
         # Not cls.__name__: a metaclass may have replaced that, too.
         text = f"<{type.__dict__['__name__'].__get__(type(value))} object, whose repr fails>"
     return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"

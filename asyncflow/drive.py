@@ -40,9 +40,7 @@ class Unit(Protocol):
     pending: bool
 
 
-def drive(
-    unit: Unit, coro: Coroutine[Any, Any, Any], context: Context
-) -> Generator[Any, Any, Any]:
+def drive(unit: Unit, coro: Coroutine[Any, Any, Any], context: Context) -> Generator[Any, Any, Any]:
     """Step *coro* to its end in *context*; its result, or its exception, is ours.
 
     Raises:
@@ -130,7 +128,7 @@ def _close(coro: Coroutine[Any, Any, Any]) -> None:
     """
     try:
         coro.close()
-    except BaseException:  # noqa: BLE001 - whatever its last words are, nobody is listening
+    except BaseException:
         return
 
 

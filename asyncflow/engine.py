@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Token, copy_context
 from pathlib import Path
 from queue import SimpleQueue
@@ -57,7 +57,6 @@ from asyncflow.store.base import (
     MarkRow,
     Page,
     ReadableStore,
-    ResultKind,
     RunQuery,
     RunRow,
     StateRow,
@@ -236,9 +235,7 @@ class Engine:
         clock: Clock | None = None,
     ) -> None:
         if durability not in DURABILITIES:
-            raise InvalidOption(
-                f"durability={durability!r}: use one of {', '.join(DURABILITIES)}"
-            )
+            raise InvalidOption(f"durability={durability!r}: use one of {', '.join(DURABILITIES)}")
         for name, value in (("max_concurrency", max_concurrency), ("max_threads", max_threads)):
             if value is not None and check_size(name, value) < 1:
                 raise InvalidOption(f"{name}={value!r}: give 1 or more")
@@ -444,7 +441,7 @@ class Engine:
         def run() -> None:
             try:
                 done.set_result(function(*args))
-            except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+            except BaseException as error:
                 done.set_exception(error)
 
         self._from_thread(run)
@@ -589,7 +586,7 @@ class Engine:
             result, error = None, None
             try:
                 result = context.run(function)
-            except BaseException as raised:  # noqa: BLE001 - judged on the loop
+            except BaseException as raised:
                 error = raised
             self._from_thread(done, result, error)
         return waiting.result()
@@ -686,7 +683,7 @@ class Engine:
             await self.flows.carry_out(run)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - it is in the run, for those who wait
+        except BaseException as error:
             if run.error is None:
                 run.error = error
 
@@ -746,7 +743,9 @@ class Engine:
         """The live run of a row, or the row."""
         return self.live.get(row.id, row)
 
-    async def resume(self, run_id: str, *, parameters: dict[str, Any] | None = None) -> FlowRun[Any]:
+    async def resume(
+        self, run_id: str, *, parameters: dict[str, Any] | None = None
+    ) -> FlowRun[Any]:
         """Go on with a run that failed, crashed, was cancelled or interrupted, under its id.
 
         What completed is kept, and failures that the flow caught are replayed; what ended the
@@ -856,9 +855,7 @@ class Engine:
         claimed = await self.writer.do(lambda: self.store.claim(row.pk, self.id, row.epoch))
         return claimed[0] if claimed else None
 
-    async def rerun(
-        self, run_id: str, parameters: dict[str, Any] | None = None
-    ) -> FlowRun[Any]:
+    async def rerun(self, run_id: str, parameters: dict[str, Any] | None = None) -> FlowRun[Any]:
         """Run the flow of a run again from the start, under a new id."""
         self._check_open()
         row = await self._row(run_id)
@@ -1195,7 +1192,7 @@ class Engine:
                             await answer
             except TimeoutError:
                 self.report(f"the hook {name} took longer than {HOOK_TIME:g} s and was left")
-            except Exception as error:  # noqa: BLE001 - hooks are told, they do not decide
+            except Exception as error:
                 self.report(f"the hook {name} failed: {error!r}")
 
     async def _hook_in_thread(self, hook: Callable[..., Any], *args: Any) -> Any:
@@ -1283,5 +1280,3 @@ def _cursor(cursor: str | None) -> int | None:
         return int(cursor)
     except ValueError:
         raise ValueError(f"cursor={cursor!r} is not one that a listing gave") from None
-
-

@@ -256,7 +256,7 @@ class Executor:
                 context.run(CURRENT.set, call)
                 try:
                     value = yield from _drive(call, spec.fn(*call.args, **call.kwargs), context)
-                except BaseException as error:  # noqa: BLE001 - every end of user code is judged
+                except BaseException as error:
                     yield from self._ended_badly(call, error)
                 else:
                     call.stop = None
@@ -308,7 +308,7 @@ class Executor:
                 if call.upstream:
                     args, kwargs = spec.resolve(call)
                 value = yield from _drive(call, spec.fn(*args, **kwargs), context)
-        except BaseException as error:  # noqa: BLE001 - every end of user code is judged
+        except BaseException as error:
             yield from self._ended_badly(call, error)
         else:
             if call.expires is not None:
@@ -334,7 +334,7 @@ class Executor:
         if resolve is not None and call.spec.returns_futures(value):
             try:
                 value = yield from resolve(value).__await__()
-            except BaseException as error:  # noqa: BLE001 - as if the code had awaited it
+            except BaseException as error:
                 yield from self._ended_badly(call, error)
                 return
         if not call.phase.is_final:
@@ -359,9 +359,7 @@ class Executor:
                 text += " return Completed, Failed or Cancelled"
                 yield from self._failed(call, InvalidParameters(text), None, text)
 
-    def _ended_badly(
-        self, call: Call, error: BaseException | None
-    ) -> Generator[Any, Any, None]:
+    def _ended_badly(self, call: Call, error: BaseException | None) -> Generator[Any, Any, None]:
         """Code raised *error*, or returned too late (None): decide what that means."""
         machine, now = self.machine, self.clock.time()
         why, call.stop = call.stop, None
@@ -459,14 +457,12 @@ class Executor:
         condition = call.options.retry_condition
         if condition is None:
             return True
-        state: State[Any] = State(
-            S.FAILED, "", str(error), attempt=call.attempt, error=error
-        )
+        state: State[Any] = State(S.FAILED, "", str(error), attempt=call.attempt, error=error)
         try:
             answer = condition(call.spec.task, call.spec.view(call), state)
             if inspect.isawaitable(answer):
                 answer = yield from _awaited(answer).__await__()
-        except Exception as raised:  # noqa: BLE001 - a condition that raises means: no retry
+        except Exception as raised:
             error.add_note(f"asyncflow: its retry_condition_fn raised {raised!r}, so no retry")
             return "its retry_condition_fn raised"
         return bool(answer)

@@ -138,7 +138,7 @@ def _record_chain(exc: BaseException, made: Record, depth: int, budget: Iterator
 def _message(exc: BaseException) -> str:
     try:
         return _clean(str(exc))
-    except Exception as error:  # noqa: BLE001 - whatever a __str__ does
+    except Exception as error:
         return f"<its message cannot be shown: __str__ raised {type(error).__name__}>"
 
 
@@ -153,7 +153,7 @@ def _arguments(exc: BaseException) -> tuple[Any, ...]:
     if isinstance(exc, OSError):
         try:
             return cast("tuple[Any, ...]", exc.__reduce__()[1])
-        except Exception:  # noqa: BLE001 - a user's __reduce__
+        except Exception:
             return exc.args
     return exc.args
 
@@ -190,7 +190,7 @@ def _plain(value: Any) -> Any:
     try:
         text = codec.encode(value)
         return orjson.loads(text) if len(text) <= VALUE else None
-    except Exception:  # noqa: BLE001 - it may hold anything
+    except Exception:
         return None
 
 
@@ -204,7 +204,7 @@ def _notes(exc: BaseException) -> list[str]:
 def _traceback(exc: BaseException) -> str:
     try:
         text = "".join(traceback.format_tb(exc.__traceback__, limit=-_FRAMES))
-    except Exception:  # noqa: BLE001 - a loader may fail to give the source
+    except Exception:
         return ""
     return _clean(text[-TRACEBACK:])
 
@@ -224,13 +224,13 @@ def _rebuild(found: Record, depth: int) -> BaseException:
     try:
         exc: BaseException = _original(found, depth)
         str(exc)
-    except (Exception, SystemExit):  # noqa: BLE001 - the record is stored data: it may hold anything
+    except (Exception, SystemExit):
         exc = _stand_in(found)
     try:
         _restore_chain(exc, found, depth)
         for note in found.get("notes") or ():
             exc.add_note(note)
-    except Exception:  # noqa: BLE001 - what is missing there is not worth losing the rest
+    except Exception:
         return exc
     return exc
 

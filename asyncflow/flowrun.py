@@ -213,9 +213,7 @@ class Flows:
         """The stored end of a child run, unless it has to run again."""
         state = S(row.state)
         if state is S.COMPLETED and row.result_kind != ResultKind.NOT_STORED:
-            value = rows.value_of(
-                row.result_kind, row.result, self._engine.store.load_file, row.id
-            )
+            value = rows.value_of(row.result_kind, row.result, self._engine.store.load_file, row.id)
             call.seq = row.parent_seq or call.seq
             return (value,)
         if state is S.FAILED and row.parent_seq not in parent.history.again:
@@ -297,7 +295,7 @@ class Flows:
             if run.options.hooks.on_running:
                 await engine.run_hooks(run.flow, run)
             run.value = await driving.Driven(run, self._whole(run), context)
-        except BaseException as raised:  # noqa: BLE001 - every end of user code is judged
+        except BaseException as raised:
             error = raised
             if isinstance(raised, GeneratorExit):
                 raise
@@ -465,9 +463,7 @@ class Flows:
             driving.stop(run, driving.KILL)
             return
         driving.stop(run, why)
-        self._engine.loop.call_at(
-            min(now + REMIND, until), self._remind, run, attempt, why, until
-        )
+        self._engine.loop.call_at(min(now + REMIND, until), self._remind, run, attempt, why, until)
 
     def _cancel_calls(self, run: Run, message: str) -> None:
         """Cancel every call of a run that has not ended."""
@@ -500,9 +496,7 @@ class Flows:
         failures = run.attempt - run.recoveries
         if not policy.retries or not policy.answers(max(1, failures), error):
             return None
-        wait = policy.delay(
-            max(1, failures), error, self._engine.clock.time(), self._engine.rng
-        )
+        wait = policy.delay(max(1, failures), error, self._engine.clock.time(), self._engine.rng)
         if wait is None or (
             run.deadline is not None and self._engine.clock.time() + wait >= run.deadline
         ):
@@ -596,7 +590,7 @@ class Flows:
                 extra.result_kind, extra.result = ResultKind.PICKLE, pickle.dumps(value)
             else:
                 extra.result_kind, extra.result = ResultKind.JSON, codec.encode(value)
-        except Exception as error:  # noqa: BLE001 - user code may run while it is pickled
+        except Exception as error:
             extra.result_kind, extra.result = ResultKind.NOT_STORED, None
             reason = str(error) if isinstance(error, NotSerializable) else repr(error)
             self._engine.report(f"the result of flow {run.flow_name!r} is not stored: {reason}")
@@ -633,5 +627,3 @@ def run_state(run: Run) -> State[Any]:
     assert at is not None
     value = run.value if run.value is not MISSING else None
     return State(run.phase, run.shown_phase, run.message, at, run.attempt, value, run.error)
-
-

@@ -17,7 +17,7 @@ from asyncflow.registry import register
 from asyncflow.run import MISSING, Options
 from asyncflow.spec import Spec, task_key
 from asyncflow.states import State
-from asyncflow.tasks import StateOf, _plain_state
+from asyncflow.tasks import StateOf
 from asyncflow.views import TaskRun
 
 P = ParamSpec("P")
@@ -194,7 +194,9 @@ class SyncFlow(Flow[P, R]):
     """A flow made of a plain ``def`` function; its body runs in a worker thread."""
 
     @overload
-    def __call__(self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs) -> State[R]: ...
+    def __call__(
+        self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs
+    ) -> State[R]: ...
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
     def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
@@ -310,5 +312,3 @@ class _Decorator:
     def __call__(self, fn: Callable[P, R]) -> SyncFlow[P, R]: ...
     def __call__(self, fn: Any) -> Any:
         return _make(fn, self._options)
-
-

@@ -19,8 +19,8 @@ from asyncflow import nested
 from asyncflow.context import current_call, current_run
 from asyncflow.errors import DependencyCycle, NoEngine, NotReady
 from asyncflow.executor import state_of
-from asyncflow.run import MISSING, Batch, Call, Run
 from asyncflow.rows import not_stored
+from asyncflow.run import MISSING, Batch, Call, Run
 from asyncflow.states import State, StateType
 
 R = TypeVar("R")

@@ -10,7 +10,7 @@ from typing import Any
 from asyncflow.context import ENGINE, current_call, current_run
 from asyncflow.errors import ConcurrencyDeadlock, InvalidOption, NoEngine, QueueTimeout
 from asyncflow.limits import Limit
-from asyncflow.run import Call, Hold
+from asyncflow.run import Hold
 
 
 class concurrency:  # noqa: N801 - used as a function that gives a context manager

@@ -148,7 +148,7 @@ class Journal:
                 if self._writer.here(lambda: self._store.write(writes, wait=False)):
                     self._done(ends, None)
                     return not self._waits()
-            except BaseException as error:  # noqa: BLE001 - judged in one place
+            except BaseException as error:
                 self._done(ends, error)
                 return False
         self._writing = True

@@ -51,7 +51,7 @@ class LogCapture(logging.Handler):
             if run.engine is self._engine:
                 try:
                     self._take(record, run.pk, call.seq if call is not None else None)
-                except Exception:  # noqa: BLE001 - as every logging handler does
+                except Exception:
                     self.handleError(record)
         if logging.root.handlers == [self] and logging.lastResort is not None:
             # Without us nothing would hang on the root logger, and this is what would happen.
@@ -168,7 +168,7 @@ def with_prints(function: Callable[[], Any], is_async: bool) -> Callable[[], Any
 
 def _install() -> None:
     """Put our `print` in place, for as long as anybody needs it."""
-    global _users, _original  # noqa: PLW0603 - builtins.print is one for the process
+    global _users, _original
     if _users == 0 and builtins.print is not _print:
         _original = builtins.print
         builtins.print = _print
@@ -176,9 +176,7 @@ def _install() -> None:
 
 
 def _uninstall() -> None:
-    global _users  # noqa: PLW0603 - as above
+    global _users
     _users -= 1
     if _users == 0 and builtins.print is _print:
         builtins.print = _original
-
-

@@ -67,9 +67,7 @@ class Machine:
 
     # --- beginning ----------------------------------------------------------------------------
 
-    def submit(
-        self, call: Call, upstream: list[Call], now: float, at_once: bool = False
-    ) -> bool:
+    def submit(self, call: Call, upstream: list[Call], now: float, at_once: bool = False) -> bool:
         """A call was made. It waits for *upstream*, then for its limits.
 
         Returns whether it has its slots already; with *at_once* that is tried.

@@ -27,9 +27,7 @@ class NamedLimits:
     def __iter__(self) -> Iterator[Limit]:
         return iter(self._limits.values())
 
-    def set(
-        self, name: str, limit: float | None, period: float | None, burst: int | None
-    ) -> None:
+    def set(self, name: str, limit: float | None, period: float | None, burst: int | None) -> None:
         """Set a limit for all; it outranks what code declares.
 
         Raises:

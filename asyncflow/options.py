@@ -28,9 +28,7 @@ def make_options(what: str, is_flow: bool, **given: Any) -> Options:
         retry_budget=_share(what, given.get("retry_budget")),
         timeout=_seconds(what, "timeout_seconds", given.get("timeout_seconds")),
         timeout_mode=given.get("timeout_mode") or "cancel",
-        total_timeout=_seconds(
-            what, "total_timeout_seconds", given.get("total_timeout_seconds")
-        ),
+        total_timeout=_seconds(what, "total_timeout_seconds", given.get("total_timeout_seconds")),
         queue_timeout=_seconds(
             what, "queue_timeout_seconds", given.get("queue_timeout_seconds"), zero=True
         ),
@@ -39,13 +37,13 @@ def make_options(what: str, is_flow: bool, **given: Any) -> Options:
         max_concurrency=_count(what, "max_concurrency", given.get("max_concurrency"), 1),
         priority=given.get("priority") or 0,
         runner=runner,
-        serializer=_choice(what, "serializer", given.get("serializer") or "json", ("json", "pickle")),
+        serializer=_choice(
+            what, "serializer", given.get("serializer") or "json", ("json", "pickle")
+        ),
         persist=given.get("persist_result") is not False,
         log_prints=bool(given.get("log_prints")),
         run_name=given.get("run_name"),
-        grace=_seconds(
-            what, "cancel_grace_seconds", given.get("cancel_grace_seconds"), zero=True
-        ),
+        grace=_seconds(what, "cancel_grace_seconds", given.get("cancel_grace_seconds"), zero=True),
         key=given.get("key"),
         hooks=hooks,
         description=given.get("description") or "",
@@ -98,7 +96,7 @@ def settle_annotations(fn: Any) -> None:
     for name, text in texts.items():
         try:
             fn.__annotations__[name] = eval(text, module, names)  # noqa: S307 - the user's own text
-        except Exception:  # noqa: BLE001, S112 - a name for type checkers only: it stays text
+        except Exception:  # noqa: S112 - a name for type checkers only: it stays text
             continue
 
 
@@ -108,7 +106,9 @@ def _retry(what: str, given: dict[str, Any]) -> Retry:
         types: tuple[type[BaseException], ...] = (Exception,)
     else:
         types = tuple(on) if isinstance(on, list | tuple | set | frozenset) else (on,)
-        if not types or not all(isinstance(t, type) and issubclass(t, BaseException) for t in types):
+        if not types or not all(
+            isinstance(t, type) and issubclass(t, BaseException) for t in types
+        ):
             raise InvalidOption(f"{what}: retry_on={on!r}: give exception types")
     jitter = given.get("retry_jitter_factor")
     delays = given.get("retry_delay_seconds")

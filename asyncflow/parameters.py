@@ -122,7 +122,7 @@ class Parameters:
             except pydantic.PydanticUserError:
                 # A model or dataclass brings a configuration of its own.
                 adapters[name] = pydantic.TypeAdapter(hint)
-            except Exception:  # noqa: BLE001 - an annotation that pydantic cannot read checks nothing
+            except Exception:
                 continue
         return adapters
 
@@ -130,7 +130,7 @@ class Parameters:
         fn = inspect.unwrap(getattr(self._fn, "func", self._fn))
         try:
             return get_type_hints(fn, include_extras=True)
-        except Exception:  # noqa: BLE001 - names that exist for type checkers only
+        except Exception:
             names = dict(vars(sys.modules.get(fn.__module__, object)))
             names.update(inspect.getclosurevars(fn).nonlocals)
             found = {}
@@ -141,7 +141,7 @@ class Parameters:
                         if isinstance(annotation, str)
                         else annotation
                     )
-                except Exception:  # noqa: BLE001 - this one cannot be known here
+                except Exception:
                     continue
             return found
 
@@ -183,7 +183,7 @@ class Parameters:
         try:
             plain = json.loads(adapter.dump_json(value))
             adapter.validate_python(plain)
-        except Exception:  # noqa: BLE001 - whatever a user's type does, it cannot be stored so
+        except Exception:
             return False
         stored[name] = plain
         return True

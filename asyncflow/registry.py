@@ -60,7 +60,7 @@ def find(stored: str, name: str) -> Flow[..., Any]:
     for load in (lambda: _import(module), lambda: load_file(file)):
         try:
             load()
-        except Exception as error:  # noqa: BLE001 - user code runs when it is imported
+        except Exception as error:
             reasons.append(str(error))
             continue
         known = _FLOWS.get(key)

@@ -100,7 +100,7 @@ def _evaluate(annotation: str, fn: Any) -> Any:
     names.update(inspect.getclosurevars(fn).nonlocals)
     try:
         return eval(annotation, names, _Lenient(names))  # noqa: S307 - the user's own source text
-    except Exception:  # noqa: BLE001 - an annotation that means nothing at run time is no resource
+    except Exception:
         return None
 
 
@@ -176,6 +176,6 @@ class Opened:
         for task in self._tasks[::-1]:
             try:
                 await task
-            except Exception as error:  # noqa: BLE001 - one that fails must not keep others open
+            except Exception as error:
                 report(f"a resource could not be closed: {error!r}")
         self._tasks.clear()

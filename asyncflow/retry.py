@@ -81,9 +81,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
-            raise InvalidOption(
-                f"retries={self.retries!r}: give the number of retries, 0 for none"
-            )
+            raise InvalidOption(f"retries={self.retries!r}: give the number of retries, 0 for none")
         if not self.jitter >= 0:
             raise InvalidOption(
                 f"retry_jitter_factor={self.jitter!r}: give a factor of 0 (no jitter) or more"

@@ -77,9 +77,7 @@ def result_of(
         return ResultKind.NOT_STORED, None
 
 
-def value_of(
-    kind: int, data: bytes | None, load_file: Callable[[str], bytes], what: str
-) -> Any:
+def value_of(kind: int, data: bytes | None, load_file: Callable[[str], bytes], what: str) -> Any:
     """The value of a stored result; `MISSING` when the row says that it was not stored.
 
     Raises:
@@ -139,8 +137,6 @@ def run_row(run: Run, engine: int | None, now: float) -> RunRow:
         version=run.options.version,
         result_kind=extra.result_kind,
         result=extra.result,
-        error=(
-            run.engine.masker.data(failures.dump(run.error)) if run.error is not None else None
-        ),
+        error=(run.engine.masker.data(failures.dump(run.error)) if run.error is not None else None),
         ended_by=run.failed_seqs,
     )

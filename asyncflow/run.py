@@ -217,7 +217,17 @@ class Call:
 class Hold:
     """Units of named limits held by user code: ``async with concurrency(...)``."""
 
-    __slots__ = ("call", "carrier", "direct", "eager", "holding", "limits", "live", "owner", "priority")
+    __slots__ = (
+        "call",
+        "carrier",
+        "direct",
+        "eager",
+        "holding",
+        "limits",
+        "live",
+        "owner",
+        "priority",
+    )
     is_source = False
 
     def __init__(self, owner: object, call: Call | None, limits: Needs, priority: float) -> None:
@@ -370,9 +380,11 @@ class Run:
         "message",
         "on",
         "options",
-        "parent",
         "parameters",
+        "parent",
         "pending",
+        "phase",
+        "phase_name",
         "pk",
         "prefixes",
         "recoveries",
@@ -381,8 +393,6 @@ class Run:
         "run_name",
         "seen_hashes",
         "seq",
-        "phase",
-        "phase_name",
         "started",
         "stop",
         "story",

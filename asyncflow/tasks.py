@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
-from typing import Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from asyncflow.context import current_call, current_run
 from asyncflow.errors import (
@@ -90,7 +89,9 @@ class Task(Generic[P, R]):
     def __get__(self, instance: None, owner: type) -> Task[P, R]: ...
     @overload
     def __get__(
-        self: Task[Concatenate[Any, S], R], instance: object, owner: type  # type: ignore[valid-type, type-arg, unused-ignore] # Concatenate takes a ParamSpec; see the overloads of subclasses
+        self: Task[Concatenate[Any, S], R],
+        instance: object,
+        owner: type,  # type: ignore[valid-type, type-arg, unused-ignore] # Concatenate takes a ParamSpec; see the overloads of subclasses
     ) -> Task[..., R]: ...
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """The task of a method, bound to its object without touching the shared one."""
@@ -318,7 +319,9 @@ class SyncTask(Task[P, R]):
     """A task made of a plain ``def`` function, which runs in a worker thread."""
 
     @overload
-    def __call__(self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs) -> State[R]: ...
+    def __call__(
+        self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs
+    ) -> State[R]: ...
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
     def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
@@ -504,8 +507,7 @@ def _with_runner(what: str, options: Options, is_async: bool) -> Options:
         )
     if runner == "thread" and is_async:
         raise InvalidDefinition(
-            f"{what} is async and runs on the event loop: leave runner= out, or make it a plain"
-            " def"
+            f"{what} is async and runs on the event loop: leave runner= out, or make it a plain def"
         )
     if isinstance(runner, str) and runner not in ("async", "thread", "process"):
         raise InvalidOption(f"{what}: runner={runner!r}: use 'async', 'thread' or 'process'")

@@ -99,7 +99,7 @@ class Writer:
             result, error = None, None
             try:
                 result = function()
-            except BaseException as caught:  # noqa: BLE001 - it belongs to the one who waits
+            except BaseException as caught:
                 error = caught
             try:
                 self._loop.call_soon_threadsafe(self._finish, done, result, error)

@@ -170,9 +170,8 @@ def runs_delete(**options: Any) -> None:
 @_json
 def version(as_json: bool) -> None:
     """Print the version."""
-    from asyncflow.cli.output import print_json
-
     from asyncflow import __version__
+    from asyncflow.cli.output import print_json
 
     if as_json:
         print_json({"version": __version__, "python": sys.version.split()[0]})

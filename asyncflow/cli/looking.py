@@ -82,7 +82,7 @@ def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     except BrokenPipeError:
         # Whoever read our output has seen enough, as `head` has.
         with contextlib.suppress(OSError):
-            sys.stdout = open("/dev/null", "w")  # noqa: ASYNC230, PTH123, SIM115 - until exit
+            sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - until exit
         return 0
 
 
@@ -101,7 +101,9 @@ async def find_run(reader: Reader, run_id: str) -> RunRow:
         if len(found) == 1:
             return found[0]
         if len(found) > 1:
-            raise StoreError(f"several runs have an id that begins with {run_id!r}: give more of it")
+            raise StoreError(
+                f"several runs have an id that begins with {run_id!r}: give more of it"
+            )
     raise UnknownRun(run_id)
 
 

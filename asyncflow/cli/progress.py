@@ -207,9 +207,7 @@ def _told(tally: Tally, running: int, retrying: int) -> list[tuple[int, str]]:
 _COLOURS = {"failed": "red", "retrying": "blue", "cancelled": "yellow", "running": "cyan"}
 
 
-def _row(
-    tally: Tally, wide: int, running: int, retrying: int, now: float, final: bool
-) -> str:
+def _row(tally: Tally, wide: int, running: int, retrying: int, now: float, final: bool) -> str:
     share = tally.ended / tally.total if tally.total else 0.0
     filled = round(share * _BAR)
     colour = "red" if tally.failed else "green"

@@ -294,7 +294,10 @@ def _tell_end(
             say(one_line(repr(state.data), 2000))
     elif state.type is StateType.PAUSED:
         say(f"  {one_line(state.message, 500)}", error=True)
-        say(f"resume it with: {click.style(session.resume_command(handle.id), bold=True)}", error=True)
+        say(
+            f"resume it with: {click.style(session.resume_command(handle.id), bold=True)}",
+            error=True,
+        )
     else:
         _say_error(state)
         say(f"look into it with: asyncflow runs show {handle.id}", error=True)
@@ -316,4 +319,3 @@ def _say_error(state: State[Any]) -> None:
                 say(f"    {one_line(line, 200)}", error=True)
     elif state.message:
         say(f"  {one_line(state.message, 500)}", error=True)
-

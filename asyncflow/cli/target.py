@@ -71,6 +71,4 @@ def _module(where: str) -> ModuleType:
             f"{where} cannot be imported: {error.msg} (line {error.lineno} of {error.filename})"
         ) from None
     except Exception as error:
-        raise UnknownFlow(
-            f"{where} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise UnknownFlow(f"{where} cannot be imported: {type(error).__name__}: {error}") from error

@@ -92,9 +92,7 @@ class ProcessRunner:
             _, name, level, text = message
             logger = logging.getLogger(name)
             # Not `logger.log`: whether it counts was decided in the worker.
-            logger.handle(
-                logger.makeRecord(name, level, "(worker process)", 0, text, (), None)
-            )
+            logger.handle(logger.makeRecord(name, level, "(worker process)", 0, text, (), None))
 
     def _kill(self, worker: Process) -> None:
         self._all.discard(worker)

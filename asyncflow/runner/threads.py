@@ -62,7 +62,7 @@ class Threads:
             result, error = None, None
             try:
                 result = context.run(function)
-            except BaseException as caught:  # noqa: BLE001 - it belongs to the one who waits
+            except BaseException as caught:
                 error = caught
             try:
                 self._loop.call_soon_threadsafe(done, result, error)

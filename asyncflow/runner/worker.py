@@ -126,7 +126,7 @@ def main() -> None:
             os.chdir(request["folder"])
         try:
             answer = pickle.dumps(("ok", _run(request)))
-        except BaseException as error:  # noqa: BLE001 - even SystemExit is an outcome
+        except BaseException as error:
             answer = _packed_error(error)
         send(answer)
 

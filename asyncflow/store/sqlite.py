@@ -261,7 +261,9 @@ class SqliteStore:
                 " read with `sqlite3 FILE .recover`"
             )
         elif name.startswith("SQLITE_FULL"):
-            text = f"the database {path} cannot grow, the disk is full: free some space, then resume"
+            text = (
+                f"the database {path} cannot grow, the disk is full: free some space, then resume"
+            )
         elif name.startswith("SQLITE_IOERR"):
             text = f"the disk of the database {path} fails ({name}): mend it, then resume"
         elif name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
@@ -557,7 +559,7 @@ class SqliteStore:
         return SqliteReader(self)
 
 
-class _Busy(Exception):  # noqa: N818 - never leaves this module
+class _Busy(Exception):
     """Another process holds the write lock."""
 
 

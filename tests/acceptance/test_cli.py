@@ -97,7 +97,9 @@ def test_runs_can_be_listed_shown_and_their_logs_read(here: Path) -> None:
     listed = json.loads(run("runs", "ls", "--json").stdout)
     assert [r["flow"] for r in listed] == ["bad", "good"]
     assert "✗ Failed" in run("runs", "ls").output
-    assert [r["flow"] for r in json.loads(run("runs", "ls", "--json", "--state", "failed").stdout)] == ["bad"]
+    assert [
+        r["flow"] for r in json.loads(run("runs", "ls", "--json", "--state", "failed").stdout)
+    ] == ["bad"]
     shown = run("runs", "show", "last").output
     assert "work × 6" in shown
     assert "attempt 1: ValueError: no threes" in shown
@@ -124,7 +126,13 @@ def test_a_run_is_resumed_watched_and_deleted(here: Path) -> None:
 
 
 def test_nothing_to_look_at_is_said(here: Path) -> None:
-    for args in (["runs", "ls"], ["recover"], ["resume", "x"], ["cancel", "x"], ["runs", "show", "x"]):
+    for args in (
+        ["runs", "ls"],
+        ["recover"],
+        ["resume", "x"],
+        ["cancel", "x"],
+        ["runs", "show", "x"],
+    ):
         result = run(*args)
         assert result.exit_code == 2
         assert "there is no database" in result.output

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-FLOW = '''
+FLOW = """
 import asyncio, os, sys
 from asyncflow import flow, task
 
@@ -40,7 +40,7 @@ async def part(n: int) -> int:
 async def main(n: int = 150) -> int:
     a = await parse.map(fetch.map(range(n)))
     return sum(a) + await part(20)
-'''.replace("\\\\", "\\")
+""".replace("\\\\", "\\")
 
 
 @pytest.fixture

@@ -105,9 +105,8 @@ async def test_named_concurrency_is_held_inside_the_block(engine: Engine) -> Non
 
     @task
     async def work(x: int) -> None:
-        async with concurrency("db", limit=2):
-            async with gauge:
-                pass
+        async with concurrency("db", limit=2), gauge:
+            pass
 
     @flow
     async def main() -> None:

@@ -423,7 +423,9 @@ async def test_a_poison_run_ends_as_crashed(store: Any) -> None:
         found = await current.recover()
         for one in found:
             await one.wait()
-        states.append((await current.get_run(run.id)).state.type if not found else found[0].state.type)
+        states.append(
+            (await current.get_run(run.id)).state.type if not found else found[0].state.type
+        )
         await current.aclose()
     assert states[-1] == "CRASHED"
     assert states.count("PAUSED") == 2
