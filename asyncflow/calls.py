@@ -61,10 +61,8 @@ class History:
 
     def completed_since(self, began: float) -> bool:
         """Whether a call of the last life, which began then, completed."""
-        return any(
-            row.state == S.COMPLETED and (row.ended_at or 0.0) >= began
-            for row in (*self.tasks.values(), *self.children.values())
-        )
+        rows: list[TaskRow | RunRow] = [*self.tasks.values(), *self.children.values()]
+        return any(row.state == S.COMPLETED and (row.ended_at or 0.0) >= began for row in rows)
 
     def take(self, identity: bytes) -> TaskRow | None:
         return self.tasks.pop(identity, None)

@@ -833,7 +833,7 @@ class Engine:
         return self._start(run)
 
     def _may_recover(self, run: Run, flow: Flow[..., Any], began: float) -> bool:
-        """Count a recovery; one whose last life, since *began*, completed something is the first."""
+        """Count a recovery; it is the first if the last life, from *began*, completed anything."""
         most = flow.options.max_recoveries
         if run.history.completed_since(began):
             run.recoveries = 0
@@ -1005,7 +1005,7 @@ class Engine:
                 states=tuple(t.value for t in parse_types(states)),
                 flow=flow,
                 tags=tuple(tags or ()),
-                since=since.timestamp() if hasattr(since, "timestamp") else since,
+                since=since if isinstance(since, int | float | None) else since.timestamp(),
                 parent=parent,
                 after=_cursor(cursor),
                 limit=_limit(limit),

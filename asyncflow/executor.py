@@ -755,10 +755,10 @@ class Executor:
             return
         before = self.clock.time() - NOTICE
         for call in self.running:
-            if call.started is not None and call.started <= before and not call.dirty:
-                if call.noticed != call.attempt:
-                    call.noticed = call.attempt
-                    self.machine.note(call)
+            old = call.started is not None and call.started <= before
+            if old and not call.dirty and call.noticed != call.attempt:
+                call.noticed = call.attempt
+                self.machine.note(call)
         if self.machine.changed and self.journal is not None:
             self.journal.soon()
         self._notice = self.loop.call_later(NOTICE, self._note_running)

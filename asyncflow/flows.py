@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from asyncflow.context import ENGINE, current_call, current_run
 from asyncflow.errors import BlockingCall, InvalidDefinition, InvalidOption
@@ -53,7 +53,7 @@ class Flow(Generic[P, R]):
     ) -> None:
         check_function("flow", fn)
         settle_annotations(fn)
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(cast("Any", self), fn)
         self.fn = fn
         self.given = dict(given or {})
         self._explicit_name = name
@@ -94,6 +94,24 @@ class Flow(Generic[P, R]):
             )
         return self._call_spec
 
+    @overload
+    def submit(
+        self,
+        *args: Any,
+        return_state: Literal[True],
+        wait_for: Any = None,
+        key: Any = None,
+        **kwargs: Any,
+    ) -> StateOf[R]: ...
+    @overload
+    def submit(
+        self,
+        *args: Any,
+        wait_for: Any = None,
+        key: Any = None,
+        return_state: Literal[False] = False,
+        **kwargs: Any,
+    ) -> TaskFuture[R]: ...
     def submit(
         self,
         *args: Any,
@@ -171,12 +189,13 @@ class AsyncFlow(Flow[P, R]):
 
     @overload
     def __call__(
-        self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs
+        self, *args: Any, return_state: Literal[True], **kwargs: Any
     ) -> Coroutine[Any, Any, State[R]]: ...
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
-    def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it here: as a child run inside a flow, else on the ambient or default engine."""
+        return_state = kwargs.pop("return_state", False)
         run = current_run()
         if run is None:
             return run_outermost(self, args, kwargs, return_state)
@@ -194,13 +213,12 @@ class SyncFlow(Flow[P, R]):
     """A flow made of a plain ``def`` function; its body runs in a worker thread."""
 
     @overload
-    def __call__(
-        self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs
-    ) -> State[R]: ...
+    def __call__(self, *args: Any, return_state: Literal[True], **kwargs: Any) -> State[R]: ...
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, and wait for it; from sync code only."""
+        return_state = kwargs.pop("return_state", False)
         run = current_run()
         if run is not None and not run.engine.on_loop():
             future = self.submit(*args, **kwargs)
@@ -246,7 +264,9 @@ async def run_outermost(
 
 
 @overload
-def flow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...
+def flow(  # type: ignore[overload-overlap] # a coroutine function is a function: the first fits
+    fn: Callable[P, Coroutine[Any, Any, R]], /
+) -> AsyncFlow[P, R]: ...
 @overload
 def flow(fn: Callable[P, R], /) -> SyncFlow[P, R]: ...
 @overload
@@ -307,7 +327,9 @@ class _Decorator:
         self._options = options
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> AsyncFlow[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap] # as of `flow`
+        self, fn: Callable[P, Coroutine[Any, Any, R]]
+    ) -> AsyncFlow[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R]) -> SyncFlow[P, R]: ...
     def __call__(self, fn: Any) -> Any:

@@ -213,7 +213,7 @@ class TaskFutureList(nested.FutureGroup, Sequence[TaskFuture[R]], Generic[R]):
     def wait(self, timeout: float | None = None) -> None:
         """Wait at most *timeout* seconds, in sync code."""
         if not self._settled():
-            run = self._batch.run if self._batch is not None else (self._futures or ())[0].run
+            run = self._batch.run if self._batch is not None else self[0].run
             block(run, lambda: _within(self._wait_all(), timeout), "futures of a map")
 
     def _settled(self) -> bool:

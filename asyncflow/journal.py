@@ -248,12 +248,10 @@ class Journal:
             StoreError: the storage failed.
         """
         while True:
-            if self._broken is not None:
-                raise as_store_error(self._broken)
+            self._check()
             if not self._writing and (not self._waits() or self.write()):
                 return
-            if self._broken is not None:
-                continue
+            self._check()
             waiter: asyncio.Future[None] = self._loop.create_future()
             # The transaction under way, and one more for what has gathered meanwhile.
             until = self._gathered + (1 if self._waits() and self._writing else 0)
@@ -262,6 +260,10 @@ class Journal:
             self._waiters.append((until, waiter))
             self.soon()
             await waiter
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise as_store_error(self._broken)
 
     def write_limit(self, writes: Writes) -> Any:
         """Write rows that belong to no run, such as limits."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from asyncflow.errors import InvalidOption
 
@@ -62,7 +62,7 @@ class Line:
         self._lanes: dict[float, _Lane] = {}
         self._top: _Lane | None = None
 
-    def push(self, waiter: Waiter) -> None:
+    def push(self, waiter: Any) -> None:
         lane = self._lanes.get(waiter.priority)
         if lane is None:
             lane = self._lanes[waiter.priority] = _Lane()
@@ -118,7 +118,7 @@ class Slots:
     def __init__(self, name: str, size: float | None) -> None:
         self.name = name
         self.size: float = inf
-        self.used = 0
+        self.used: float = 0
         self.line = Line()
         self.open = False
         self.resize(size)
@@ -133,7 +133,7 @@ class Slots:
         self.used += units
 
     def __repr__(self) -> str:
-        return f"<limit {self.name!r}: {self.used} of {self.size:g} in use, {self.line.n} wait>"
+        return f"<limit {self.name!r}: {self.used:g} of {self.size:g} in use, {self.line.n} wait>"
 
 
 class Rate:
@@ -143,8 +143,18 @@ class Rate:
     instead (GCRA's idea): *limit* tokens flow in per period, up to *burst* may be saved.
     """
 
-    __slots__ = ("_granted", "_since", "_tokens", "burst", "line", "name", "open", "period")
-    __slots__ += ("size", "used")
+    __slots__ = (
+        "_granted",
+        "_since",
+        "_tokens",
+        "burst",
+        "line",
+        "name",
+        "open",
+        "period",
+        "size",
+        "used",
+    )
     timed = True
 
     def __init__(self, name: str, limit: float, period: float, burst: int | None = None) -> None:

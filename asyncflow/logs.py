@@ -53,10 +53,10 @@ class LogCapture(logging.Handler):
                     self._take(record, run.pk, call.seq if call is not None else None)
                 except Exception:
                     self.handleError(record)
-        if logging.root.handlers == [self] and logging.lastResort is not None:
+        last = logging.lastResort if logging.root.handlers == [self] else None
+        if last is not None and record.levelno >= last.level:
             # Without us nothing would hang on the root logger, and this is what would happen.
-            if record.levelno >= logging.lastResort.level:
-                logging.lastResort.handle(record)
+            last.handle(record)
 
     def _take(self, record: logging.LogRecord, run: int, seq: int | None) -> None:
         if len(self._lines) >= MOST_LINES:
@@ -131,7 +131,13 @@ _users = 0
 _original: Callable[..., None] = builtins.print
 
 
-def _print(*values: Any, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False) -> None:  # fmt: skip
+def _print(
+    *values: Any,
+    sep: str | None = " ",
+    end: str | None = "\n",
+    file: Any = None,
+    flush: bool = False,
+) -> None:
     """`print`, which also logs where ``log_prints=True`` says so. One that has a file is left."""
     if file is None and _PRINTING.get():
         text = io.StringIO()

@@ -21,7 +21,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from asyncflow.errors import IllegalMove, UpstreamFailed
-from asyncflow.limits import Limit, Line, Needs, Rate, Waiter, blocker
+from asyncflow.limits import Limit, Line, Needs, Rate, blocker
 from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.states import StateType
 
@@ -139,7 +139,7 @@ class Machine:
         call.holding = True
         return True
 
-    def _line_up(self, waiter: Waiter) -> None:
+    def _line_up(self, waiter: Any) -> None:
         if isinstance(waiter, Call):
             options = waiter.options
             if options.queue_timeout is not None or options.total_timeout is not None:

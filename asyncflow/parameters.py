@@ -122,7 +122,7 @@ class Parameters:
             except pydantic.PydanticUserError:
                 # A model or dataclass brings a configuration of its own.
                 adapters[name] = pydantic.TypeAdapter(hint)
-            except Exception:
+            except Exception:  # noqa: S112 - an annotation that pydantic cannot read checks nothing
                 continue
         return adapters
 
@@ -141,7 +141,7 @@ class Parameters:
                         if isinstance(annotation, str)
                         else annotation
                     )
-                except Exception:
+                except Exception:  # noqa: S112 - this one cannot be known here
                     continue
             return found
 

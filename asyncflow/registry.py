@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,8 @@ def find(stored: str, name: str) -> Flow[..., Any]:
     if known is not None:
         return known
     reasons = []
-    for load in (lambda: _import(module), lambda: load_file(file)):
+    loads: list[Callable[[], object]] = [lambda: _import(module), lambda: load_file(file)]
+    for load in loads:
         try:
             load()
         except Exception as error:

@@ -28,10 +28,8 @@ from asyncflow.views import TaskRun
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Q = ParamSpec("Q")
 T = TypeVar("T")
-S = TypeVar("S")
-
-_UNSET: Any = object()
 
 
 def unmapped(value: Any) -> Any:
@@ -66,10 +64,10 @@ class Task(Generic[P, R]):
     ) -> None:
         check_function("task", fn)
         settle_annotations(fn)
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(cast("Any", self), fn)
         self.fn = fn
         self.given = dict(given or {})
-        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.name: str = name or getattr(fn, "__name__", None) or type(fn).__name__
         what = f"task {self.name!r}"
         self.options = options or make_options(what, False, **self.given)
         self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
@@ -81,19 +79,10 @@ class Task(Generic[P, R]):
         self.limit = limit
         self._explicit_name = name
         self._spec: Spec | None = None
-        self._self: Any = _UNSET
 
     # --- as a method ----------------------------------------------------------------------------
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Task[P, R]: ...
-    @overload
-    def __get__(
-        self: Task[Concatenate[Any, S], R],
-        instance: object,
-        owner: type,  # type: ignore[valid-type, type-arg, unused-ignore] # Concatenate takes a ParamSpec; see the overloads of subclasses
-    ) -> Task[..., R]: ...
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
+    def _bound(self, instance: Any, owner: Any) -> Any:
         """The task of a method, bound to its object without touching the shared one."""
         if instance is None:
             return self
@@ -130,6 +119,26 @@ class Task(Generic[P, R]):
             )
         return self._spec
 
+    @overload
+    def submit(
+        self,
+        *args: Any,
+        return_state: Literal[True],
+        wait_for: Any = None,
+        priority: float | None = None,
+        key: Any = None,
+        **kwargs: Any,
+    ) -> StateOf[R]: ...
+    @overload
+    def submit(
+        self,
+        *args: Any,
+        wait_for: Any = None,
+        priority: float | None = None,
+        key: Any = None,
+        return_state: Literal[False] = False,
+        **kwargs: Any,
+    ) -> TaskFuture[R]: ...
     def submit(
         self,
         *args: Any,
@@ -167,6 +176,24 @@ class Task(Generic[P, R]):
         )
         return StateOf(future) if return_state else future
 
+    @overload
+    def map(
+        self,
+        *iterables: Any,
+        return_state: Literal[True],
+        wait_for: Any = None,
+        priority: float | None = None,
+        **kwargs: Any,
+    ) -> list[StateOf[R]]: ...
+    @overload
+    def map(
+        self,
+        *iterables: Any,
+        wait_for: Any = None,
+        priority: float | None = None,
+        return_state: Literal[False] = False,
+        **kwargs: Any,
+    ) -> TaskFutureList[R]: ...
     def map(
         self,
         *iterables: Any,
@@ -293,13 +320,23 @@ class AsyncTask(Task[P, R]):
     """A task made of an ``async def`` function."""
 
     @overload
+    def __get__(self, instance: None, owner: type) -> AsyncTask[P, R]: ...
+    @overload
+    def __get__(
+        self: AsyncTask[Concatenate[Any, Q], R], instance: object, owner: type
+    ) -> AsyncTask[Q, R]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self._bound(instance, owner)
+
+    @overload
     def __call__(
-        self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs
+        self, *args: Any, return_state: Literal[True], **kwargs: Any
     ) -> Coroutine[Any, Any, State[R]]: ...
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
-    def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it here and give its value; its own exception is raised."""
+        return_state = kwargs.pop("return_state", False)
         run = current_run()
         if run is None:
             coro = self.fn(*args, **kwargs)
@@ -319,13 +356,21 @@ class SyncTask(Task[P, R]):
     """A task made of a plain ``def`` function, which runs in a worker thread."""
 
     @overload
-    def __call__(
-        self, *args: P.args, return_state: Literal[True], **kwargs: P.kwargs
-    ) -> State[R]: ...
+    def __get__(self, instance: None, owner: type) -> SyncTask[P, R]: ...
+    @overload
+    def __get__(
+        self: SyncTask[Concatenate[Any, Q], R], instance: object, owner: type
+    ) -> SyncTask[Q, R]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self._bound(instance, owner)
+
+    @overload
+    def __call__(self, *args: Any, return_state: Literal[True], **kwargs: Any) -> State[R]: ...
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it here, in the thread of the flow or task that calls it."""
+        return_state = kwargs.pop("return_state", False)
         run = current_run()
         if run is None:
             return self.fn(*args, **kwargs)
@@ -391,7 +436,9 @@ class _Mapped:
         sizes = {k: len(v) for k, v in columns if isinstance(v, list | tuple)}
         self.depends = False
         self.size = 0
-        if self.late is not None:
+        self._one = False
+        late: Any = self.late
+        if late is not None:
             return
         if not sizes:
             raise ValueError(
@@ -469,14 +516,18 @@ class LateMap(Generic[R]):
         args = tuple([await _list_of(a) for a in args])
         kwargs = {k: await _list_of(v) for k, v in kwargs.items()}
         return self._task.map(
-            *args, wait_for=wait_for, priority=priority, return_state=return_state, **kwargs
+            *args,
+            wait_for=wait_for,
+            priority=priority,
+            return_state=cast("Any", return_state),
+            **kwargs,
         )
 
     def __await__(self) -> Any:
         return self._values().__await__()
 
     async def _values(self) -> list[R]:
-        return cast("list[R]", await (await self.futures()))
+        return await (await self.futures())
 
     async def futures(self) -> TaskFutureList[R]:
         """The futures, once the list to be mapped over is there."""
@@ -533,7 +584,9 @@ TASK_OPTIONS = frozenset(
 
 
 @overload
-def task(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+def task(  # type: ignore[overload-overlap] # a coroutine function is a function: the first fits
+    fn: Callable[P, Coroutine[Any, Any, R]], /
+) -> AsyncTask[P, R]: ...
 @overload
 def task(fn: Callable[P, R], /) -> SyncTask[P, R]: ...
 @overload
@@ -603,7 +656,9 @@ class _Decorator:
         self._options = options
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> AsyncTask[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap] # as of `task`
+        self, fn: Callable[P, Coroutine[Any, Any, R]]
+    ) -> AsyncTask[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R]) -> SyncTask[P, R]: ...
     def __call__(self, fn: Any) -> Any:

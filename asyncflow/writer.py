@@ -123,7 +123,12 @@ class Writer:
         if thread is None:
             return
         ended: asyncio.Future[None] = self._loop.create_future()
-        self._jobs.put((lambda: None, lambda _r, _e: ended.done() or ended.set_result(None)))
+
+        def done(_result: Any, _error: BaseException | None) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        self._jobs.put((lambda: None, done))
         self._queued += 1
         self._jobs.put(None)
         await uncancelled(ended)

@@ -63,7 +63,7 @@ class Session:
 
     def _signalled(self, number: int) -> None:
         if self.signal is not None:
-            os._exit(_SIGNAL_EXITS.get(number, 130))
+            os._exit(_SIGNAL_EXITS.get(signal.Signals(number), 130))
         self.signal = number
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         say(f"{name}: stopping; the run can be resumed (again: exit at once)", error=True)
@@ -189,8 +189,7 @@ def recover_runs(*, db: str | None, as_json: bool, quiet: bool) -> int:
             handles = await session.engine.recover()
             for handle in handles:
                 _say_started(session, handle)
-            for handle in handles:
-                ended.append((handle, await handle.wait()))
+            ended.extend([(handle, await handle.wait()) for handle in handles])
         if as_json:
             print_json([_summary(handle, state) for handle, state in ended])
         elif not ended:

@@ -98,7 +98,7 @@ class Threads:
             threads = list(self._threads)
         deadline = self._loop.time() + grace
         for thread in threads:
-            while thread.is_alive() and self._loop.time() < deadline:
+            while thread.is_alive() and self._loop.time() < deadline:  # noqa: ASYNC110 - no event tells it
                 await asyncio.sleep(0.002)
         alive = [t.name for t in threads if t.is_alive()]
         if alive:

@@ -333,7 +333,7 @@ class TaskCount(NamedTuple):
     task: str
     state: str
     state_name: str | None
-    count: int
+    count: int  # type: ignore[assignment] # hides tuple.count, which nobody asks a record for
     first_started: float | None
     last_ended: float | None
 

@@ -690,7 +690,8 @@ def _packed_run(row: RunRow) -> tuple[Any, ...]:
 
 
 def _run(row: Sequence[Any]) -> RunRow:
-    return RunRow(*row[:14], tuple(json.loads(row[14])), *row[15:-1], tuple(json.loads(row[-1])))
+    tags, ended_by = tuple(json.loads(row[14])), tuple(json.loads(row[-1]))
+    return RunRow._make((*row[:14], tags, *row[15:-1], ended_by))
 
 
 def _task(row: Sequence[Any]) -> TaskRow:

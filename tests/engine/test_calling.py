@@ -457,10 +457,8 @@ async def test_stream_keeps_the_order_and_collects_errors(engine: Engine) -> Non
 
     @flow
     async def main() -> list[str]:
-        found = []
-        async for value in odd.stream(iter(range(4)), ordered=True, on_error="collect"):
-            found.append(repr(value))
-        return found
+        results = odd.stream(iter(range(4)), ordered=True, on_error="collect")
+        return [repr(value) async for value in results]
 
     assert await engine.run(main) == ["ValueError('0')", "1", "ValueError('2')", "3"]
 

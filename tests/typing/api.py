@@ -1,0 +1,64 @@
+"""What type checkers make of the API: checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from asyncflow import Engine, State, TaskFuture, TaskFutureList, flow, task
+
+
+@task
+async def fetch(url: str, *, timeout: float = 1.0) -> bytes:
+    return b""
+
+
+@task(retries=3)
+async def fetch_again(url: str) -> bytes:
+    return b""
+
+
+@task
+def parse(page: bytes) -> list[str]:
+    return []
+
+
+class Client:
+    @task
+    async def get(self, url: str) -> int:
+        return 1
+
+
+@flow
+async def crawl(urls: list[str]) -> int:
+    assert_type(await fetch("u", timeout=2.0), bytes)
+    assert_type(await fetch_again("u"), bytes)
+    assert_type(await fetch("u", return_state=True), State[bytes])
+    assert_type(fetch.submit("u"), TaskFuture[bytes])
+    assert_type(await fetch.submit("u"), bytes)
+    assert_type(parse.submit(b""), TaskFuture[list[str]])
+    assert_type(fetch.map(urls), TaskFutureList[bytes])
+    assert_type(await parse.map(fetch.map(urls)), list[list[str]])
+    assert_type(await Client().get("u"), int)
+    async for page in fetch.stream(urls):
+        assert_type(page, bytes)
+    return 1
+
+
+@flow(max_concurrency=3)
+def in_sync_code(n: int) -> str:
+    assert_type(parse(b""), list[str])
+    return "done"
+
+
+async def main() -> None:
+    assert_type(await crawl(["u"]), int)
+    assert_type(await crawl(["u"], return_state=True), State[int])
+    assert_type(in_sync_code(3), str)
+    async with Engine("state.db") as engine:
+        run = await engine.submit(crawl, ["u"])
+        assert_type(run.id, str)
+
+
+async def wrong() -> None:
+    await fetch(1)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+    parse("text")  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
