@@ -1,0 +1,1 @@
+"""What asyncflow costs, against raw asyncio in the same process. Run: ``python -m benchmarks``."""

@@ -1,0 +1,320 @@
+"""The measurements: one function for each line of the table of promises."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asyncflow import Engine, MemoryStore, SqliteStore, flow, task
+
+CONCURRENCY = 100
+
+
+async def nothing(i: int) -> int:
+    return i
+
+
+async def once(i: int) -> int:
+    await asyncio.sleep(0)
+    return i
+
+
+@dataclass
+class Result:
+    """One measured number, with every sample that it is the median of."""
+
+    name: str
+    value: float
+    unit: str
+    must: float
+    aim: float
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        if self.value > self.must:
+            return "MISSED"
+        return "aim reached" if self.value <= self.aim else "met"
+
+
+@dataclass
+class Sizes:
+    """How much is measured; `quick` is for a first look, not for publication."""
+
+    rounds: int = 7
+    fan: int = 10_000
+    chain: int = 1_000
+    resume: int = 100_000
+    many: int = 1_000_000
+
+    @classmethod
+    def quick(cls) -> Sizes:
+        return cls(3, 2_000, 300, 10_000, 100_000)
+
+
+async def raw(function: Callable[[int], Awaitable[int]], n: int) -> list[int]:
+    """The reference: one task for each item, and a semaphore."""
+    semaphore = asyncio.Semaphore(CONCURRENCY)
+
+    async def one(i: int) -> int:
+        async with semaphore:
+            return await function(i)
+
+    return await asyncio.gather(*[one(i) for i in range(n)])
+
+
+@flow(max_concurrency=CONCURRENCY, validate_parameters=False)
+async def fan_out(which: str, n: int) -> int:
+    return len(await TASKS[which].map(range(n)))
+
+
+TASKS: dict[str, Any] = {
+    "nothing": task(nothing),
+    "once": task(once),
+    "nothing, timeout, retries": task(timeout_seconds=30, retries=3)(nothing),
+    "once, timeout, retries": task(timeout_seconds=30, retries=3)(once),
+}
+
+
+async def _timed(work: Awaitable[Any]) -> float:
+    gc.collect()
+    began = time.perf_counter()
+    await work
+    return time.perf_counter() - began
+
+
+def _store(folder: str, durability: str) -> Any:
+    return MemoryStore() if durability == "off" else SqliteStore(Path(folder) / "bench.db")
+
+
+async def _fan(name: str, which: str, durability: str, must: float, aim: float, s: Sizes) -> Result:
+    function = once if which.startswith("once") else nothing
+    ours, reference = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        async with Engine(_store(folder, durability), durability=durability) as engine:
+            await engine.run(fan_out, which, s.fan)
+            for _ in range(s.rounds):
+                reference.append(await _timed(raw(function, s.fan)))
+                ours.append(await _timed(engine.run(fan_out, which, s.fan)))
+    ratio = statistics.median(ours) / statistics.median(reference)
+    return Result(name, ratio, "x raw", must, aim, {"ours s": ours, "raw s": reference})
+
+
+async def off_nothing(s: Sizes) -> Result:
+    return await _fan("fan-out, off, no-op", "nothing", "off", 1.0, 0.5, s)
+
+
+async def off_once(s: Sizes) -> Result:
+    return await _fan("fan-out, off, sleep(0)", "once", "off", 1.0, 0.5, s)
+
+
+async def strict_nothing(s: Sizes) -> Result:
+    return await _fan("fan-out, strict, no-op", "nothing", "strict", 3.0, 1.5, s)
+
+
+async def strict_once(s: Sizes) -> Result:
+    return await _fan("fan-out, strict, sleep(0)", "once", "strict", 3.0, 1.5, s)
+
+
+async def timeout_nothing(s: Sizes) -> Result:
+    which = "nothing, timeout, retries"
+    return await _fan("timeout + retries, strict, no-op", which, "strict", 4.0, 2.0, s)
+
+
+async def timeout_once(s: Sizes) -> Result:
+    which = "once, timeout, retries"
+    return await _fan("timeout + retries, strict, sleep(0)", which, "strict", 4.0, 2.0, s)
+
+
+@task
+async def step(i: int) -> int:
+    return i + 1
+
+
+@flow
+async def steps(n: int) -> int:
+    x = 0
+    for _ in range(n):
+        x = await step(x)
+    return x
+
+
+async def chain(s: Sizes) -> Result:
+    """Tasks one after another, each on disk before the next."""
+    samples = []
+    with tempfile.TemporaryDirectory() as folder:
+        async with Engine(_store(folder, "strict")) as engine:
+            for _ in range(s.rounds):
+                samples.append(await _timed(engine.run(steps, s.chain)) / s.chain * 1e6)
+    value = statistics.median(samples)
+    return Result("chain of durable tasks", value, "us a task", 150, 60, {"us": samples})
+
+
+@flow(max_concurrency=CONCURRENCY)
+async def fan_then_fail(n: int) -> int:
+    total = len(await TASKS["nothing"].map(range(n)))
+    if FAIL:
+        raise RuntimeError("once, so that there is something to resume")
+    return total
+
+
+FAIL: list[int] = []
+
+
+async def resume(s: Sizes) -> Result:
+    """A run whose tasks have all completed goes on: nothing runs, all is answered."""
+    ours, reference = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        async with Engine(_store(folder, "strict")) as engine:
+            for _ in range(max(3, s.rounds // 2)):
+                FAIL.append(1)
+                run = await engine.submit(fan_then_fail, s.resume)
+                await run.wait()
+                FAIL.clear()
+                reference.append(await _timed(raw(nothing, s.resume)))
+
+                async def again(run_id: str = run.id) -> None:
+                    await (await engine.resume(run_id))
+
+                ours.append(await _timed(again()))
+    ratio = statistics.median(ours) / statistics.median(reference)
+    name = f"resume of {s.resume:,} completed tasks"
+    return Result(name, ratio, "x raw", 1.5, 0.7, {"ours s": ours, "raw s": reference})
+
+
+async def growth(s: Sizes) -> Result:
+    """The cost of a task among many over that among few; a map, durability off."""
+    few, many = [], []
+    async with Engine(MemoryStore(), durability="off") as engine:
+        for _ in range(3):
+            few += [await _timed(engine.run(fan_out, "once", 10_000)) / 10_000 for _ in range(5)]
+            many.append(await _timed(engine.run(fan_out, "once", s.many)) / s.many)
+    ratio = statistics.median(many) / statistics.median(few)
+    name = f"cost per task at {s.many:,} over 10,000"
+    return Result(name, ratio, "x", 1.3, 1.1, {"few s": few, "many s": many})
+
+
+STREAM = """
+import asyncio, resource, sys
+from asyncflow import Engine, MemoryStore, flow, task
+@task
+async def one(i): return i
+@flow(max_concurrency=100)
+async def main(n: int) -> int:
+    total = 0
+    async for _ in one.stream(iter(range(n))): total += 1
+    return total
+async def go():
+    async with Engine(MemoryStore(), durability="off") as engine:
+        await engine.run(main, int(sys.argv[1]))
+asyncio.run(go())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+async def stream(s: Sizes) -> Result:
+    """Peak memory of a process that streams many items."""
+    peak = float(_child(["-c", STREAM, str(s.many)]))
+    name = f"peak memory of a stream of {s.many:,}"
+    return Result(name, peak, "MiB", 150, 80, {"MiB": [peak]})
+
+
+async def memory(s: Sizes) -> Result:
+    """What is kept of a finished task whose result was dropped, while its flow runs."""
+    n = min(s.resume, 50_000)
+    kept: list[float] = []
+
+    @flow(max_concurrency=CONCURRENCY, validate_parameters=False)
+    async def run(n: int) -> None:
+        await TASKS["nothing"].map(range(1000))
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        await TASKS["nothing"].map(range(1000, 1000 + n))
+        gc.collect()
+        kept.append((tracemalloc.get_traced_memory()[0] - before) / n)
+
+    with tempfile.TemporaryDirectory() as folder:
+        async with Engine(_store(folder, "strict")) as engine:
+            tracemalloc.start()
+            try:
+                await engine.run(run, n)
+            finally:
+                tracemalloc.stop()
+    return Result("memory kept per finished task", kept[0], "B", 160, 64, {"B": kept})
+
+
+async def importing(s: Sizes) -> Result:
+    samples = [_seconds(["-c", "import asyncflow"]) * 1e3 for _ in range(s.rounds + 2)]
+    return Result("import asyncflow", statistics.median(samples), "ms", 150, 80, {"ms": samples})
+
+
+async def helping(s: Sizes) -> Result:
+    samples = [_seconds(["-m", "asyncflow", "--help"]) * 1e3 for _ in range(s.rounds + 2)]
+    return Result("asyncflow --help", statistics.median(samples), "ms", 250, 150, {"ms": samples})
+
+
+async def handover(s: Sizes) -> Result:
+    """From the end of the code that holds the only slot to the start of the next."""
+    gaps: list[float] = []
+    last = 0.0
+
+    @task(max_concurrency=1)
+    async def hold(i: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if last:
+            gaps.append((now - last) * 1e3)
+        await asyncio.sleep(0)
+        last = time.perf_counter()
+
+    @flow
+    async def run(n: int) -> None:
+        for future in [hold.submit(i) for i in range(n)]:
+            await future
+
+    async with Engine(MemoryStore()) as engine:
+        await engine.run(run, s.chain)
+    return Result("hand-over of a slot", statistics.median(gaps), "ms", 1.0, 0.1, {"ms": gaps[:50]})
+
+
+def _child(args: list[str]) -> str:
+    return subprocess.run([sys.executable, *args], check=True, capture_output=True, text=True).stdout
+
+
+def _seconds(args: list[str]) -> float:
+    began = time.perf_counter()
+    _child(args)
+    return time.perf_counter() - began
+
+
+CASES: dict[str, Callable[[Sizes], Awaitable[Result]]] = {
+    "off-noop": off_nothing,
+    "off-once": off_once,
+    "strict-noop": strict_nothing,
+    "strict-once": strict_once,
+    "timeout-noop": timeout_nothing,
+    "timeout-once": timeout_once,
+    "chain": chain,
+    "resume": resume,
+    "growth": growth,
+    "stream": stream,
+    "memory": memory,
+    "import": importing,
+    "help": helping,
+    "handover": handover,
+}
+
+#: Cases that have nothing to do with the event loop: measured once.
+LOOPLESS = frozenset({"stream", "memory", "import", "help"})
+
+__all__ = ["CASES", "LOOPLESS", "Result", "Sizes"]
