@@ -31,6 +31,10 @@ _ASYNCIO = str(Path(asyncio.__file__).parent)
 KILL = "kill"
 
 
+#: A coroutine of which no step has been made. (None is what ``asyncio.sleep(0)`` awaits.)
+FRESH: Any = object()
+
+
 class Unit(Protocol):
     """What is driven."""
 
@@ -40,8 +44,13 @@ class Unit(Protocol):
     pending: bool
 
 
-def drive(unit: Unit, coro: Coroutine[Any, Any, Any], context: Context) -> Generator[Any, Any, Any]:
+def drive(
+    unit: Unit, coro: Coroutine[Any, Any, Any], context: Context, first: Any = FRESH
+) -> Generator[Any, Any, Any]:
     """Step *coro* to its end in *context*; its result, or its exception, is ours.
+
+    Args:
+        first: what it awaits already, where its first step was made elsewhere.
 
     Raises:
         CancelledError: the coroutine was stopped, or its carrier was cancelled (then
@@ -50,12 +59,12 @@ def drive(unit: Unit, coro: Coroutine[Any, Any, Any], context: Context) -> Gener
     """
     run, send = context.run, coro.send
     unit.body = coro
-    if unit.pending:
+    if first is FRESH and unit.pending:
         unit.pending = False
         coro.close()
         raise CancelledError
     try:
-        awaited = run(send, None)
+        awaited = run(send, None) if first is FRESH else first
         while True:
             unit.on = awaited
             if unit.pending and awaited is not None:

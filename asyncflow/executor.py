@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 S = StateType
 _COMPLETED, _PENDING, _SCHEDULED = S.COMPLETED, S.PENDING, S.SCHEDULED
 _drive = driving.drive
+_set_current = CURRENT.set
 
 #: Calls that are finished in one turn of the loop before others get theirs.
 TURN = 512
@@ -249,13 +250,25 @@ class Executor:
                 # It was cancelled after it was chosen, which gave its slots back.
                 pass
             elif spec.plain and not call.upstream:
-                # `attempt`, for a coroutine without anything special: the hottest path.
+                # `attempt`, for a coroutine without anything special: the hottest path. Its
+                # first step is made here; what does not wait needs nothing else.
                 machine.start(call, time())
-                running[call] = None
                 context = call.context.copy()
-                context.run(CURRENT.set, call)
+                context.run(_set_current, call)
                 try:
-                    value = yield from _drive(call, spec.fn(*call.args, **call.kwargs), context)
+                    coro = call.body = spec.fn(*call.args, **call.kwargs)
+                    try:
+                        awaited = context.run(coro.send, None)
+                    except StopIteration as end:
+                        value = end.value
+                    else:
+                        running[call] = None
+                        if self._notice is None:
+                            self._notice = self.loop.call_later(NOTICE, self._note_running)
+                        try:
+                            value = yield from _drive(call, coro, context, awaited)
+                        finally:
+                            del running[call]
                 except BaseException as error:
                     yield from self._ended_badly(call, error)
                 else:
@@ -264,10 +277,6 @@ class Executor:
                         machine.complete(call, value, time())
                     else:
                         yield from self._ended_well(call, value)
-                finally:
-                    running.pop(call, None)
-                if self._notice is None:
-                    self._notice = self.loop.call_later(NOTICE, self._note_running)
             else:
                 yield from self.attempt(call)
             del call
