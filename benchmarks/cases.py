@@ -151,11 +151,10 @@ async def steps(n: int) -> int:
 
 async def chain(s: Sizes) -> Result:
     """Tasks one after another, each on disk before the next."""
-    samples = []
     with tempfile.TemporaryDirectory() as folder:
         async with Engine(_store(folder, "strict")) as engine:
-            for _ in range(s.rounds):
-                samples.append(await _timed(engine.run(steps, s.chain)) / s.chain * 1e6)
+            times = [await _timed(engine.run(steps, s.chain)) for _ in range(s.rounds)]
+    samples = [seconds / s.chain * 1e6 for seconds in times]
     value = statistics.median(samples)
     return Result("chain of durable tasks", value, "us a task", 150, 60, {"us": samples})
 
@@ -288,7 +287,8 @@ async def handover(s: Sizes) -> Result:
 
 
 def _child(args: list[str]) -> str:
-    return subprocess.run([sys.executable, *args], check=True, capture_output=True, text=True).stdout
+    done = subprocess.run([sys.executable, *args], check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 def _seconds(args: list[str]) -> float:
