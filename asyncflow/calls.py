@@ -128,12 +128,16 @@ class Calls:
                 prefix = run.prefixes[spec] = _digest(spec.key.encode())
         else:
             prefix = _digest(parent.identity + spec.key.encode())
+        hidden = run.engine.masker.holds
         if key is not None:
-            return prefix + b"\x00k" + inputs_fingerprint((key,), {})
+            inputs = inputs_fingerprint((key,), {})
+            return prefix + b"\x00k" + (_digest(inputs) if hidden(inputs) else inputs)
         if spec.bound_to is not MISSING:
             args = (spec.bound_to, *args)
         try:
-            return prefix + b"\x00" + inputs_fingerprint(args, kwargs, _token)
+            inputs = inputs_fingerprint(args, kwargs, _token)
+            # Short inputs stand in the identity as they are: a secret must not.
+            return prefix + b"\x00" + (_digest(inputs) if hidden(inputs) else inputs)
         except NotSerializable:
             return prefix + b"\x01" + _by_type(args, kwargs)
 

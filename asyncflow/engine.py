@@ -1217,7 +1217,14 @@ class Engine:
         owner = self.id if not state.is_final and state is not S.PAUSED else None
         self.journal.run(
             rows.run_row(run, owner, now),
-            StateRow(run.pk, now, state.value, run.shown_phase, message, run.epoch),
+            StateRow(
+                run.pk,
+                now,
+                state.value,
+                run.shown_phase,
+                self.masker.text(message),
+                run.epoch,
+            ),
         )
 
     def record_mark(self, row: MarkRow) -> None:

@@ -485,7 +485,13 @@ class Executor:
         if self.journal is not None:
             self.journal.attempt(
                 AttemptRow(
-                    run.pk, call.seq, call.attempt, call.started, now, now + wait, dump(error)
+                    run.pk,
+                    call.seq,
+                    call.attempt,
+                    call.started,
+                    now,
+                    now + wait,
+                    run.engine.masker.data(dump(error)),
                 )
             )
         self.machine.back_off(call, error, now + wait, text)
@@ -560,9 +566,17 @@ class Executor:
         else:
             self.pump()
 
-    @staticmethod
-    def add_waiter(item: Call | Batch, waiter: Any) -> None:
-        """Have *waiter* (a future, or a function of the item) told when the item settles."""
+    def add_waiter(self, item: Call | Batch, waiter: Any) -> None:
+        """Have *waiter* (a future, or a function of the item) told when the item settles.
+
+        On the loop only. What has settled since a thread asked is told at once.
+        """
+        if item.settled if isinstance(item, Call) else not item.open:
+            if isinstance(waiter, asyncio.Future):
+                self._wake(waiter)
+            else:
+                self.loop.call_soon(waiter, item)
+            return
         if item.waiters is None:
             item.waiters = []
         item.waiters.append(waiter)

@@ -44,6 +44,10 @@ class Masker:
             elif isinstance(value, pydantic.BaseModel):
                 self.learn(dict(value.__dict__))
 
+    def holds(self, data: bytes) -> bool:
+        """Whether a secret stands in these bytes."""
+        return any(text.encode("utf-8", "surrogatepass") in data for text in self._texts)
+
     def text(self, text: str) -> str:
         for secret in self._texts:
             text = text.replace(secret, MASK)

@@ -13,7 +13,7 @@ from asyncflow.retry import Retry
 from asyncflow.run import Hooks, Options
 
 #: Names that `submit`, `map` and `stream` take for themselves.
-RESERVED = frozenset({"wait_for", "return_state", "priority", "key"})
+RESERVED = frozenset({"wait_for", "return_state"})
 
 HOOKS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
 

@@ -97,6 +97,13 @@ class Task(Generic[P, R]):
         task._explicit_name = self._explicit_name or self.fn.__qualname__
         return task
 
+    def _own(self, name: str, value: Any, kwargs: dict[str, Any]) -> Any:
+        """An option of a call; where the function has a parameter of that name, it gets it."""
+        if value is not None and name in self.spec.signature.parameters:
+            kwargs[name] = value
+            return None
+        return value
+
     # --- calling --------------------------------------------------------------------------------
 
     @property
@@ -162,6 +169,8 @@ class Task(Generic[P, R]):
         """
         run = needs_run(f"{self.name}.submit()")
         spec = self.spec
+        key = self._own("key", key, kwargs)
+        priority = self._own("priority", priority, kwargs)
         spec.check(args, kwargs)
         future = run.engine.call(
             run.engine.submit_call,
@@ -213,6 +222,7 @@ class Task(Generic[P, R]):
             ValueError: there is nothing to iterate over.
         """
         run = needs_run(f"{self.name}.map()")
+        priority = self._own("priority", priority, kwargs)
         mapped = _Mapped(self.name, iterables, kwargs)
         if mapped.late is not None:
             return LateMap(self, iterables, kwargs, wait_for, priority, return_state)

@@ -604,3 +604,15 @@ async def test_a_large_fan_out_of_mixed_kinds_completes(engine: Engine) -> None:
         return sum(await a) + int(sum(await b)) + sum([await f for f in c])
 
     assert await engine.run(main) == 999000 + 612 + 4 * 4950
+
+
+async def test_a_parameter_may_be_called_key_or_priority(engine: Engine) -> None:
+    @task
+    async def look_up(key: str, priority: int = 0) -> tuple[str, int]:
+        return key, priority
+
+    @flow
+    async def main() -> list[tuple[str, int]]:
+        return [await look_up.submit(key="a", priority=3), *await look_up.map(["b"])]
+
+    assert await engine.run(main) == [("a", 3), ("b", 0)]
