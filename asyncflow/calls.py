@@ -8,16 +8,16 @@ interchangeable, so their order does not matter either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncflow import failures, nested, rows
 from asyncflow.canonical import inputs_fingerprint
 from asyncflow.context import TAGS
-from asyncflow.errors import NotSerializable
-from asyncflow.run import MISSING, Batch, Call, Run
+from asyncflow.errors import AsyncflowError, NotSerializable
+from asyncflow.run import MISSING, Batch, Call, Item, Run
 from asyncflow.states import StateType
 from asyncflow.store.base import ResultKind, RunRow, TaskRow
 
@@ -26,8 +26,26 @@ if TYPE_CHECKING:
 
 S = StateType
 
+_COMPLETED = S.COMPLETED.value
+
 #: Flags in the ninth byte of an identity.
 _PLAIN, _OPAQUE, _REPEATED = 0, 1, 2
+
+
+class Inputs(Protocol):
+    """The inputs of a map.
+
+    Attributes:
+        size: how many items there are.
+        column: the items themselves, where each is the only argument of its call.
+    """
+
+    size: int
+    column: Sequence[Any] | None
+
+    def item(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of one item."""
+        ...
 
 
 class History:
@@ -251,51 +269,122 @@ class Calls:
         self,
         run: Run,
         spec: Any,
-        size: int,
-        inputs: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]],
+        inputs: Inputs,
         parent: Call | None,
         priority: float | None,
     ) -> Batch:
-        """A map over plain inputs; `inputs(i)` gives the arguments of an item."""
+        """A map over plain inputs."""
+        size = inputs.size
         batch = Batch(run, spec, spec.options, self.needs(run, spec), size, run.seq + 1)
         run.seq += size
-        batch.inputs = inputs
+        batch.inputs = inputs.item
+        batch.column = inputs.column
         batch.parent = parent
         batch.created = self.time()
         batch.context = copy_context()
         batch.make = self._make_item
+        batch.become = self._become
+        batch.light = spec.light
         batch.identity_of = self._identity_of_item
         if priority is not None:
             batch.priority = priority
         return batch
 
     def _make_item(self, batch: Batch, index: int) -> Call:
-        run, spec = batch.run, batch.spec
+        run = batch.run
         args, kwargs = batch.inputs(index)
-        key = None if spec.options.key is None else spec.key_of(args, kwargs)
-        call: Call = spec.call_class(
-            run, spec, batch.limits, args, kwargs, batch.seq + index, batch.parent, batch.created,
-            batch.context,
-        )  # fmt: skip
-        if self.resumable:
-            call.identity = identity = self.identity(run, spec, batch.parent, args, kwargs, key)
-            if identity[8] & _REPEATED:
-                batch.odd = batch.odd or {}
-                batch.odd[index] = identity
-            if run.history is not None:
-                row = run.history.take(identity)
-                if row is not None:
-                    self._recall(call, row, run.history)
-                    batch.seqs = batch.seqs or {}
-                    batch.seqs[index] = call.seq
-        else:
-            call.identity = call.seq.to_bytes(5, "big")
-        call.priority = batch.priority
-        call.batch = batch
-        call.index = index
+        call = self._item_call(batch, index, args, kwargs)
+        call.identity = identity = self.item_identity(batch, index, args, kwargs)
+        if run.history:
+            row = run.history.take(identity)
+            if row is not None:
+                self._recall(call, row, run.history)
+                self._found(batch, index, call.seq)
         if call.retry_at is not None and call.phase is S.PENDING:
             self.machine.wait_again(call, self.mono_of(call.retry_at))
         return call
+
+    @staticmethod
+    def _item_call(batch: Batch, index: int, args: Any, kwargs: Any) -> Call:
+        spec = batch.spec
+        call: Call = spec.call_class(
+            batch.run, spec, batch.limits, args, kwargs, batch.seq + index, batch.parent,
+            batch.created, batch.context,
+        )  # fmt: skip
+        call.priority = batch.priority
+        call.batch = batch
+        call.index = index
+        return call
+
+    @staticmethod
+    def _found(batch: Batch, index: int, seq: int) -> None:
+        """An item had the number *seq* in a former life of the run."""
+        if batch.seqs is None:
+            batch.seqs = {}
+        batch.seqs[index] = seq
+
+    def _become(self, item: Item) -> None:
+        """Make the call of an item."""
+        batch, index = item.batch, item.index
+        known = batch.calls.get(index)
+        if known is not None:
+            item.made = known
+            return
+        args, kwargs = batch.inputs(index)
+        call = self._item_call(batch, index, args, kwargs)
+        call.identity = item.identity
+        self.machine.become(item, call, self.time())
+
+    def item_identity(self, batch: Batch, index: int, args: Any, kwargs: Any) -> bytes:
+        """The identity of an item that is being started."""
+        if not self.resumable:
+            return (batch.seq + index).to_bytes(5, "big")
+        spec = batch.spec
+        key = None if spec.options.key is None else spec.key_of(args, kwargs)
+        identity = self.identity(batch.run, spec, batch.parent, args, kwargs, key)
+        if identity[8] & _REPEATED:
+            if batch.odd is None:
+                batch.odd = {}
+            batch.odd[index] = identity
+        return identity
+
+    def answer(self, batch: Batch, most: int) -> int:
+        """Put stored values in the place of the next items of a map that completed before.
+
+        At most *most*; stops at the first that has to run, or whose record needs a `Call`.
+        Returns how many were answered.
+        """
+        run, spec = batch.run, batch.spec
+        history = run.history
+        if not history or not batch.light or spec.options.key is not None:
+            return 0
+        tasks, results, calls = history.tasks, batch.results, batch.calls
+        inputs, parent = batch.inputs, batch.parent
+        index = first = batch.next
+        until = min(batch.size, index + most)
+        load = self.load_file
+        while index < until and index not in calls:
+            args, kwargs = inputs(index)
+            identity = self._first_identity(run, spec, parent, args, kwargs, None)
+            mark = hash(identity)
+            row = tasks.get(identity)
+            if row is None or row.state != _COMPLETED or mark in run.seen_hashes:
+                break
+            try:
+                value = rows.value_of(row.result_kind, row.result, load, spec.name)
+            except AsyncflowError:
+                break  # it is told, or mended, where its call is made
+            if value is MISSING:
+                break
+            run.seen_hashes.add(mark)
+            del tasks[identity]
+            results[index] = value
+            self._found(batch, index, row.seq)
+            index += 1
+        batch.next = index
+        if index > first:
+            self.machine.items_completed(batch, index - first, index - first)
+        return index - first
 
     def _identity_of_item(self, batch: Batch, index: int) -> bytes:
         """The identity that an item had when it was started: worked out again, not kept."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from asyncflow.run import Call, Run
+from asyncflow.run import Call, Item, Run
 
 if TYPE_CHECKING:
     from asyncflow.engine import Engine
 
 #: The call or flow run whose code is running; None outside of all.
-CURRENT: ContextVar[Call | Run | None] = ContextVar("asyncflow_current", default=None)
+CURRENT: ContextVar[Call | Item | Run | None] = ContextVar("asyncflow_current", default=None)
 
 #: The engine of the innermost ``async with Engine(...)``.
 ENGINE: ContextVar[Engine | None] = ContextVar("asyncflow_engine", default=None)
@@ -26,13 +26,13 @@ TAGS: ContextVar[frozenset[str]] = ContextVar("asyncflow_tags", default=frozense
 def current_run() -> Run | None:
     """The flow run that the running code belongs to."""
     scope = CURRENT.get()
-    return scope.run if isinstance(scope, Call) else scope
+    return None if scope is None else scope.run
 
 
 def current_call() -> Call | None:
     """The task call that the running code belongs to; None in a flow's own body."""
     scope = CURRENT.get()
-    return scope if isinstance(scope, Call) else None
+    return None if scope is None or isinstance(scope, Run) else scope.call()
 
 
 def reset(value: Any = None) -> None:

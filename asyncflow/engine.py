@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asyncflow import rows
 from asyncflow.bodies import Bodies
-from asyncflow.calls import Calls
+from asyncflow.calls import Calls, Inputs
 from asyncflow.clock import Clock, WallClock
 from asyncflow.context import CURRENT, ENGINE
 from asyncflow.errors import (
@@ -316,6 +316,7 @@ class Engine:
         for row in await self.writer.do(self.store.limits):
             self.named.set(row.name, row.limit, row.period, row.burst)
         self.calls.named = self.named.get
+        self.executor.calls = self.calls
         self.flows = Flows(self)
         self._resources = Opened(self.loop)
         self._run_resources: dict[str, Opened] = {}
@@ -517,15 +518,14 @@ class Engine:
         self,
         run: Run,
         spec: Any,
-        size: int,
-        item: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]],
+        inputs: Inputs,
         parent: Call | None,
         priority: float | None,
     ) -> Batch:
         """A map over plain inputs."""
         self._check_run(run)
-        batch = self.calls.make_batch(run, spec, size, item, parent, priority)
-        if size:
+        batch = self.calls.make_batch(run, spec, inputs, parent, priority)
+        if batch.size:
             self.machine.submit_batch(batch)
             self.executor.pump()
         return batch

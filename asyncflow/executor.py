@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from asyncflow import drive as driving
 from asyncflow.context import CURRENT
@@ -29,7 +29,7 @@ from asyncflow.failures import blame, dump
 from asyncflow.limits import RETAKE
 from asyncflow.machine import Machine
 from asyncflow.retry import RETRY_AFTER_CAP, asked_delay
-from asyncflow.run import MISSING, Batch, Call, Hold, Run
+from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
 from asyncflow.states import State, StateType
 from asyncflow.store.base import AttemptRow
 from asyncflow.writer import uncancelled
@@ -49,6 +49,8 @@ TURN = 512
 #: Seconds between two times that stubborn code is told to stop. Not at once again: an orderly
 #: clean-up may await, too.
 REMIND = 0.05
+#: Seconds by which deadlines of equal timeouts may stand out of order.
+ORDERLY = 0.005
 #: Attempts of one call that may be cut off by the death of a worker process.
 MOST_LOSSES = 3
 #: Calls that have run so long (seconds) are recorded as running.
@@ -68,6 +70,34 @@ class Bodies(Protocol):
     def invoke(self, call: Call, context: Context) -> Generator[Any, Any, Any]:
         """Run the function of the call where it belongs; its value or exception."""
         ...
+
+
+class ItemCalls(Protocol):
+    """What is asked of whoever knows the identities of a map's items."""
+
+    def item_identity(self, batch: Batch, index: int, args: Any, kwargs: Any) -> bytes:
+        """The identity of an item that is being started."""
+        ...
+
+    def answer(self, batch: Batch, most: int) -> int:
+        """Answer the next items from the store, as far as it knows them; how many."""
+        ...
+
+
+class _Step(NamedTuple):
+    """The first step of an item's code, and what came of it: it waits, or ended.
+
+    Attributes:
+        awaited: what it waits for, `FRESH` where it ended.
+        value: what it returned; `error`: what it raised.
+    """
+
+    call: Call
+    coro: Any = None
+    context: Any = None
+    awaited: Any = driving.FRESH
+    value: Any = None
+    error: BaseException | None = None
 
 
 class _Deadlines:
@@ -100,13 +130,16 @@ class Executor:
         self.grace = grace
         self.journal: Journal | None = None
         self.bodies: Bodies | None = None
+        self.calls: ItemCalls | None = None
         self.hooks: Callable[[Any, Any, State[Any]], Awaitable[None]] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._left = TURN
         self._turning = False
         self._pumping = False
+        self._parked = 0  # workers that wait for a turn
         self._timeouts: dict[float, _Deadlines] = {}
         self.running: dict[Call, None] = {}
+        self._began = 0.0  # when the code of the last item was entered
         self._tick: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
         self._notice: asyncio.TimerHandle | None = None
@@ -117,11 +150,21 @@ class Executor:
         """Carry out what the machine has decided: to be called after each verb."""
         if self._pumping:
             return
+        machine = self.machine
         self._pumping = True
         try:
             self.drain()
             while (call := self._next()) is not None:
                 self._spawn(call)
+                batch = call.batch
+                if (
+                    batch is not None
+                    and batch.light
+                    and not batch.waited
+                    and machine.only_waits(batch)
+                ):
+                    # Perhaps its code never waits: one worker is enough until it does.
+                    break
         finally:
             self._pumping = False
         self._arm_tick()
@@ -146,11 +189,23 @@ class Executor:
         if machine.changed and self.journal is not None:
             self.journal.soon()
 
-    def acknowledge(self, calls: list[Call]) -> None:
+    def acknowledge(self, calls: Sequence[Call | Item]) -> None:
         """These calls have ended, and that is recorded as far as it has to be."""
         machine = self.machine
+        batch, count = None, 0
         for call in calls:
-            if call.phase is _COMPLETED and not call.spec.has_hooks:
+            if isinstance(call, Item):
+                if call.made is not None:
+                    if not call.made.settled:
+                        machine.settle(call.made)
+                    continue
+                if call.batch is not batch:
+                    if batch is not None and count:
+                        machine.items_completed(batch, count)
+                    batch, count = call.batch, 0
+                batch.results[call.index] = call.value
+                count += 1
+            elif call.phase is _COMPLETED and not call.spec.has_hooks:
                 if not call.settled:
                     machine.settle(call)
             elif call.settled:
@@ -163,8 +218,10 @@ class Executor:
                 self.background(self._tell_hooks(call), "asyncflow-hooks")
             else:
                 machine.settle(call)
+        if batch is not None and count:
+            machine.items_completed(batch, count)
 
-    def committed(self, calls: list[Call]) -> None:
+    def committed(self, calls: Sequence[Call | Item]) -> None:
         """The journal has recorded the ends of these calls, or their wait for a retry."""
         self.acknowledge(calls)
         self.pump()
@@ -190,6 +247,10 @@ class Executor:
                 if machine.awake:
                     self._wake_all()
                 self._left -= 1
+                if call.batch is not None and self.calls is not None:
+                    self._left -= self.calls.answer(call.batch, self._left)
+                    if machine.awake:
+                        self._wake_all()
                 if self._left <= 0:
                     # A long map that is answered from the store must not hold the loop.
                     self._soon_again()
@@ -208,7 +269,9 @@ class Executor:
     def _new_turn(self) -> None:
         self._turning = False
         self._left = TURN
-        self.pump()
+        if not self._parked:
+            # Else those workers go on, and see to it that others do.
+            self.pump()
 
     @staticmethod
     def _wake(waiter: asyncio.Future[None] | None) -> None:
@@ -244,25 +307,43 @@ class Executor:
         """Run calls one after another, while there are any that may run."""
         machine, journal = self.machine, self.journal
         time, running = self.clock.time, self.running
+        step: _Step | None = None
         while call is not None:
             spec = call.spec
-            if call.phase.is_final:
+            if step is None and call.phase.is_final:
                 # It was cancelled after it was chosen, which gave its slots back.
                 pass
-            elif spec.plain and not call.upstream:
+            elif step is not None or not (spec.slow or call.upstream):
                 # `attempt`, for a coroutine without anything special: the hottest path. Its
                 # first step is made here; what does not wait needs nothing else.
-                machine.start(call, time())
-                context = call.context.copy()
-                context.run(_set_current, call)
                 try:
-                    coro = call.body = spec.fn(*call.args, **call.kwargs)
-                    try:
-                        awaited = context.run(coro.send, None)
-                    except StopIteration as end:
-                        value = end.value
+                    if step is None:
+                        machine.start(call, time())
+                        context = call.context.copy()
+                        context.run(_set_current, call)
+                        began = self.loop.time() if call.options.timeout is not None else 0.0
+                        coro = call.body = spec.fn(*call.args, **call.kwargs)
+                        try:
+                            awaited = context.run(coro.send, None)
+                        except StopIteration as end:
+                            value = end.value
+                            waits = False
+                        else:
+                            waits = True
                     else:
+                        _, coro, context, awaited, value, failed = step
+                        step = None
+                        began = self._began
+                        if failed is not None:
+                            raise failed
+                        waits = awaited is not driving.FRESH
+                    if waits:
                         running[call] = None
+                        if call.options.timeout is not None:
+                            self._arm(call, began)
+                        if call.batch is not None and not call.batch.waited:
+                            call.batch.waited = 1
+                            self.pump()
                         if self._notice is None:
                             self._notice = self.loop.call_later(NOTICE, self._note_running)
                         try:
@@ -270,26 +351,129 @@ class Executor:
                         finally:
                             del running[call]
                 except BaseException as error:
+                    if call.options.timeout is not None:
+                        call.expires = began + call.options.timeout
                     yield from self._ended_badly(call, error)
                 else:
+                    if call.options.timeout is not None and self._is_late(call, began):
+                        yield from self._ended_badly(call, None)
+                        value = None
                     call.stop = None
-                    if value.__class__ in _PLAIN:
+                    if call.phase.is_final or call.phase is _SCHEDULED:
+                        pass
+                    elif value.__class__ in _PLAIN:
                         machine.complete(call, value, time())
                     else:
                         yield from self._ended_well(call, value)
             else:
                 yield from self.attempt(call)
+            batch = call.batch
             del call
             if machine.awake or machine.ended or machine.changed or machine.stops:
                 self.drain()
             self._left -= 1
-            while self._left <= 0 or (journal is not None and journal.behind):
-                self._soon_again()
-                yield
-            call = self._next()
+            while True:
+                while self._left <= 0 or (journal is not None and journal.behind):
+                    self._soon_again()
+                    self._parked += 1
+                    try:
+                        yield
+                    finally:
+                        self._parked -= 1
+                if batch is None or not batch.light:
+                    call = self._next()
+                elif (step := self._items(batch)) is not None:
+                    call = step.call
+                elif self._left <= 0 and batch.next < batch.size:
+                    continue
+                else:
+                    call = self._next()
+                break
             if call is not None and machine.more():
                 self.pump()
         self._arm_tick()
+
+    def _items(self, batch: Batch) -> _Step | None:
+        """Run items of a map one after another in the slots of one, while their code just ends.
+
+        Returns the step of the first that does not: it holds the slots.
+        """
+        machine, calls = self.machine, self.calls
+        if calls is None:
+            return None
+        if batch.run.history:
+            self._left -= calls.answer(batch, max(0, self._left))
+            if batch.run.history:
+                return None  # each of the others may have a former life that matters
+        if batch.next >= batch.size or not machine.sit(batch):
+            return None
+        options = batch.options
+        recording, at_once = machine.recording, machine.at_once
+        timed = options.timeout is not None
+        results, known, inputs, column = batch.results, batch.calls, batch.inputs, batch.column
+        fn, copy, changed = batch.spec.fn, batch.context.copy, machine.changed
+        identify = calls.item_identity
+        time, mono = self.clock.time, self.loop.time
+        joined, size = machine.joined, batch.size
+        index = first = batch.next
+        until = min(size, first + self._left)
+        kwargs: dict[str, Any] = {}
+        now = time() if recording else 0.0
+        identity = b""
+        done = 0
+        step: _Step | None = None
+        while index < until and machine.joined == joined and index not in known:
+            if column is not None:
+                args = (column[index],)
+            else:
+                args, kwargs = inputs(index)
+            if recording:
+                identity = identify(batch, index, args, kwargs)
+            item = Item(batch, index, identity, now)
+            context = copy()
+            context.run(_set_current, item)
+            index += 1
+            batch.next = index
+            if timed:
+                self._began = mono()
+            try:
+                coro = fn(*args, **kwargs)
+                awaited = context.run(coro.send, None)
+            except StopIteration as end:
+                value = end.value
+                if (
+                    item.made is None
+                    and value.__class__ in _PLAIN
+                    and not (timed and mono() - self._began >= options.timeout)
+                ):
+                    done += 1
+                    if recording:
+                        item.value = value
+                        item.ended = now = time()
+                        changed.append(item)
+                        results[index - 1] = value if at_once else item
+                    else:
+                        results[index - 1] = value
+                    continue
+                step = _Step(item.call(), value=value)
+            except BaseException as error:
+                step = _Step(item.call(), error=error)
+            else:
+                step = _Step(item.call(), coro, context, awaited)
+                batch.waited += 1
+                if batch.waited > 8 + (index >> 2):
+                    batch.light = False
+            break
+        self._left -= done
+        if done and at_once:
+            machine.items_completed(batch, done)
+        if step is None:
+            machine.release(batch.limits)
+        elif batch.stopped is not None:
+            machine.cancel(step.call, batch.stopped, time(), TaskCancelled(batch.stopped))
+        if machine.awake or machine.ended or machine.changed or machine.stops:
+            self.drain()
+        return step
 
     # --- one attempt ----------------------------------------------------------------------------
 
@@ -307,12 +491,10 @@ class Executor:
                 if self.bodies is None:
                     raise RuntimeError("the executor was given no bodies")
                 yield from self.bodies.prepare(call, context)
-                if options.timeout is not None:
-                    self._arm(call, options.timeout, options.timeout_mode)
+                self._arm(call, self.loop.time())
                 value = yield from self.bodies.invoke(call, context)
             else:
-                if options.timeout is not None:
-                    self._arm(call, options.timeout, options.timeout_mode)
+                self._arm(call, self.loop.time())
                 args, kwargs = call.args, call.kwargs
                 if call.upstream:
                     args, kwargs = spec.resolve(call)
@@ -690,17 +872,31 @@ class Executor:
 
     # --- time -----------------------------------------------------------------------------------
 
-    def _arm(self, call: Call, seconds: float, mode: str) -> None:
-        """Begin the timeout of an attempt."""
-        call.expires = self.loop.time() + seconds
-        if mode == "soft":
+    def _arm(self, call: Call, began: float) -> None:
+        """Begin the timeout of an attempt whose code was entered at *began* (monotonic)."""
+        seconds = call.options.timeout
+        if seconds is None:
+            return
+        call.expires = began + seconds
+        if call.options.timeout_mode == "soft":
             return
         group = self._timeouts.get(seconds)
         if group is None:
             group = self._timeouts[seconds] = _Deadlines()
+        if group.calls and next(reversed(group.calls)).expires > call.expires + ORDERLY:
+            # Its first step took so long that others, armed before it, have later deadlines.
+            self.loop.call_at(call.expires, self._expire_one, call, call.attempt)
+            return
         group.calls[call] = None
         if group.timer is None:
             group.timer = self.loop.call_at(call.expires, self._expire, seconds)
+
+    def _is_late(self, call: Call, began: float) -> bool:
+        """Whether an attempt that has returned took longer than its timeout."""
+        if call.expires is not None:
+            self._disarm(call)
+        call.expires = began + (call.options.timeout or 0.0)
+        return self.loop.time() >= call.expires
 
     def _disarm(self, call: Call) -> None:
         timeout = call.options.timeout
@@ -723,6 +919,10 @@ class Executor:
             del group.calls[call]
             self.stop(call, "timeout")
         del self._timeouts[seconds]
+
+    def _expire_one(self, call: Call, attempt: int) -> None:
+        if call in self.running and call.attempt == attempt:
+            self.stop(call, "timeout")
 
     def _bound(self, call: Call) -> None:
         """A call with a total or queue timeout has got in line."""

@@ -20,7 +20,7 @@ from asyncflow.context import current_call, current_run
 from asyncflow.errors import DependencyCycle, NoEngine, NotReady
 from asyncflow.executor import state_of
 from asyncflow.rows import not_stored
-from asyncflow.run import MISSING, Batch, Call, Run
+from asyncflow.run import MISSING, Batch, Call, Item, Run
 from asyncflow.states import State, StateType
 
 R = TypeVar("R")
@@ -235,7 +235,9 @@ def ask(batch: Batch, index: int) -> TaskFuture[Any]:
     call = batch.calls.get(index)
     if call is None:
         value = batch.results[index]
-        if value is not MISSING or index < batch.next:
+        if value.__class__ is Item:
+            call = value.call()
+        elif value is not MISSING or index < batch.next:
             call = _finished(batch, index, value)
         else:
             call = batch.call(index)

@@ -18,7 +18,7 @@ from typing import Any
 from asyncflow import rows
 from asyncflow.errors import StoreError
 from asyncflow.machine import Machine
-from asyncflow.run import Call, Run
+from asyncflow.run import Call, Item, Run
 from asyncflow.store.base import (
     AttemptRow,
     LogRow,
@@ -57,7 +57,7 @@ class Journal:
         machine: Machine,
         loop: asyncio.AbstractEventLoop,
         *,
-        committed: Callable[[list[Call]], None],
+        committed: Callable[[list[Call | Item]], None],
         failed: Callable[[BaseException], None],
         warn: Callable[[Call, Exception], None],
     ) -> None:
@@ -157,19 +157,30 @@ class Journal:
         )
         return False
 
-    def _gather(self) -> tuple[list[Call], Writes, int]:
+    def _gather(self) -> tuple[list[Call | Item], Writes, int]:
         machine, warn = self._machine, self._warn
         changed = machine.changed
         if len(changed) > MOST:
             calls, machine.changed = changed[:MOST], changed[MOST:]
         else:
             calls, machine.changed = changed, []
-        ends: list[Call] = []
+        ends: list[Call | Item] = []
         tasks: list[TaskRow] = []
         fences = self._epochs
         size = 0
         last: Run | None = None
         for call in calls:
+            if call.__class__ is Item:
+                row = rows.item_row(call, warn)
+                tasks.append(row)
+                ends.append(call)
+                if row.result is not None:
+                    size += len(row.result)
+                if call.batch.run is not last:
+                    last = call.batch.run
+                    fences[last.pk] = last.epoch
+                continue
+            assert isinstance(call, Call)
             call.dirty = False
             if call.spec.is_flow:
                 # A child run keeps its own row; only its end as a call is settled here.
@@ -202,11 +213,11 @@ class Journal:
             self._loop.call_soon(self._done, ends, None)
         return ends, writes, size
 
-    def _thread_done(self, ends: list[Call], error: BaseException | None) -> None:
+    def _thread_done(self, ends: list[Call | Item], error: BaseException | None) -> None:
         self._writing = False
         self._done(ends, error)
 
-    def _done(self, ends: list[Call], error: BaseException | None) -> None:
+    def _done(self, ends: list[Call | Item], error: BaseException | None) -> None:
         if error is not None:
             self._broken = error
             for _, waiter in self._waiters:

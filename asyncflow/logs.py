@@ -17,7 +17,6 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from asyncflow.context import CURRENT
-from asyncflow.run import Call
 from asyncflow.store.base import LogRow
 
 if TYPE_CHECKING:
@@ -46,11 +45,10 @@ class LogCapture(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         scope = CURRENT.get()
         if scope is not None:
-            call = scope if isinstance(scope, Call) else None
-            run = scope.run if isinstance(scope, Call) else scope
+            run = scope.run
             if run.engine is self._engine:
                 try:
-                    self._take(record, run.pk, call.seq if call is not None else None)
+                    self._take(record, run.pk, None if scope is run else scope.seq)
                 except Exception:
                     self.handleError(record)
         last = logging.lastResort if logging.root.handlers == [self] else None

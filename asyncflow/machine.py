@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from asyncflow.errors import IllegalMove, UpstreamFailed
 from asyncflow.limits import Limit, Line, Needs, Rate, blocker
-from asyncflow.run import MISSING, Batch, Call, Hold, Run
+from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
 from asyncflow.states import StateType
 
 S = StateType
@@ -40,6 +40,10 @@ class Observer(Protocol):
 
     def ended(self, call: Call) -> None: ...
 
+    def completed(self, source: Batch, count: int, before: int) -> None:
+        """*count* items of a map completed, *before* of them in a former life of the run."""
+        ...
+
 
 class Machine:
     """Decides for all runs of one engine.
@@ -53,7 +57,7 @@ class Machine:
     def __init__(self, recording: bool = True, at_once: bool = False) -> None:
         self.recording = recording
         self.at_once = at_once or not recording
-        self.changed: list[Call] = []
+        self.changed: list[Call | Item] = []
         self.awake: list[Call | Batch | Run] = []
         self.stops: list[Call] = []
         self.ended: list[Call] = []
@@ -63,6 +67,8 @@ class Machine:
         self._retries: list[tuple[float, int, Call]] = []
         self._free = Line()
         self._tie = count()
+        #: Rises whenever somebody gets in line, or a limit changes its size.
+        self.joined = 0
         self.observer: Observer | None = None
 
     # --- beginning ----------------------------------------------------------------------------
@@ -140,6 +146,7 @@ class Machine:
         return True
 
     def _line_up(self, waiter: Any) -> None:
+        self.joined += 1
         if isinstance(waiter, Call):
             options = waiter.options
             if options.queue_timeout is not None or options.total_timeout is not None:
@@ -247,6 +254,7 @@ class Machine:
 
     def resized(self, limit: Limit) -> None:
         """A limit was given another size."""
+        self.joined += 1
         self._reopen(limit)
 
     def release(self, needs: Needs) -> None:
@@ -275,6 +283,63 @@ class Machine:
                 limit.used += units
         call.holding = True
         return True
+
+    # --- items of a map that need no call -----------------------------------------------------
+
+    def sit(self, batch: Batch) -> bool:
+        """Take the slots of one call for several items of a map, one after another.
+
+        Only where nobody else waits for any of them, and only until `joined` changes or the
+        caller gives them back with `release`; so nobody waits longer than for a call.
+        """
+        if not self.only_waits(batch):
+            return False
+        for limit, units in batch.limits:
+            if limit.timed or limit.used + units > limit.size:
+                return False
+        for limit, units in batch.limits:
+            limit.used += units
+        return True
+
+    def only_waits(self, batch: Batch) -> bool:
+        """Whether nobody but this map waits for any of the limits that it needs."""
+        if self._free.n:
+            return False
+        for limit, _ in batch.limits:
+            waiting = limit.line.n
+            if waiting > 1 or (waiting and limit.line.head() is not batch):
+                return False
+        return True
+
+    def become(self, item: Item, call: Call, now: float) -> None:
+        """An item of a map becomes a call: its code waits, it failed, or somebody asks."""
+        batch = item.batch
+        item.made = batch.calls[item.index] = call
+        call.started = item.started or now
+        call.attempt = 1
+        self._move(call, _RUNNING, record=False)
+        if item.value is MISSING:
+            # Its slots, taken by `sit`, are its own from now on.
+            call.holding = True
+            batch.run.calls[call] = None
+            return
+        call.value = item.value
+        call.ended = item.ended
+        self._move(call, _COMPLETED, record=False)
+        call.settled = batch.results[item.index] is not item
+
+    def items_completed(self, batch: Batch, count: int, before: int = 0) -> None:
+        """Items of a map have completed, and that is recorded; their values are in place."""
+        run = batch.run
+        run.live -= count
+        batch.open -= count
+        if self.observer is not None:
+            self.observer.completed(batch, count, before)
+        if not batch.open:
+            run.batches.pop(batch, None)
+            self.awake.append(batch)
+        if not run.live and run.idle is not None:
+            self.awake.append(run)
 
     # --- the life of a call -------------------------------------------------------------------
 
@@ -432,6 +497,7 @@ class Machine:
 
     def cancel_batch(self, batch: Batch, msg: str, now: float, error: BaseException) -> None:
         """Cancel the items of a map that were not taken; each gets its record."""
+        batch.stopped = msg
         while batch.next < batch.size:
             call = batch.take()
             if not call.settled:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncflow import codec, failures
 from asyncflow.errors import NotSerializable, ResultNotStored, ResultUnreadable
-from asyncflow.run import MISSING, Call, Run
+from asyncflow.run import MISSING, Call, Item, Run
 from asyncflow.states import StateType
 from asyncflow.store.base import ResultKind, RunRow, TaskRow
 
@@ -59,13 +59,47 @@ def task_row(call: Call, warn: Callable[[Call, Exception], None]) -> TaskRow:
     return row
 
 
+def item_row(item: Item, warn: Callable[[Call, Exception], None]) -> TaskRow:
+    """The row of an item of a map that completed without becoming a call."""
+    batch, value = item.batch, item.value
+    options = batch.options
+    kind, result = result_of(item, value, warn)
+    row: TaskRow = _new(
+        TaskRow,
+        (
+            batch.run.pk,
+            batch.seq + item.index,
+            item.identity,
+            batch.spec.name,
+            None,
+            None if batch.parent is None else batch.parent.seq,
+            "COMPLETED",
+            None,
+            "",
+            1,
+            0,
+            0,
+            batch.created,
+            item.started,
+            item.ended,
+            None,
+            (),
+            tuple(sorted(options.tags)) if options.tags else _NO_TAGS,
+            kind,
+            result,
+            None,
+        ),
+    )
+    return row
+
+
 def result_of(
-    call: Call, value: Any, warn: Callable[[Call, Exception], None]
+    call: Call | Item, value: Any, warn: Callable[[Call, Exception], None]
 ) -> tuple[int, bytes | None]:
     """How the result of a call is stored: its kind and bytes."""
     if value is None:
         return ResultKind.JSON, b"null"
-    options = call.options
+    options = call.batch.options if isinstance(call, Item) else call.options
     if not options.persist:
         return ResultKind.NOT_STORED, None
     try:
@@ -73,7 +107,7 @@ def result_of(
             return ResultKind.PICKLE, pickle.dumps(value, protocol=5)
         return ResultKind.JSON, codec.encode(value)
     except (NotSerializable, pickle.PicklingError, TypeError, AttributeError) as error:
-        warn(call, error)
+        warn(call.call(), error)
         return ResultKind.NOT_STORED, None
 
 

@@ -199,6 +199,10 @@ class Call:
         self.created = created
         self.context = context
 
+    def call(self) -> Call:
+        """This call: what an `Item` answers, too."""
+        return self
+
     @property
     def tags(self) -> frozenset[str]:
         return self.options.tags
@@ -242,6 +246,47 @@ class Hold:
         self.carrier: Any = None
 
 
+class Item:
+    """One item of a map whose code has not waited yet, and needs no `Call` so far.
+
+    Code that ends in its first step never does. It becomes a call as soon as its code waits,
+    fails, or somebody asks for it.
+
+    Attributes:
+        made: the call that it has become, or None.
+        identity: as of a call.
+        started, ended: seconds since the epoch; where nothing is recorded, 0.
+        value: what it returned, or MISSING.
+    """
+
+    __slots__ = ("batch", "ended", "identity", "index", "made", "started", "value")
+
+    def __init__(self, batch: Batch, index: int, identity: bytes, started: float) -> None:
+        self.batch = batch
+        self.index = index
+        self.identity = identity
+        self.started = started
+        self.made: Call | None = None
+        self.value: Any = MISSING
+        self.ended = started
+
+    @property
+    def run(self) -> Run:
+        return self.batch.run
+
+    @property
+    def seq(self) -> int:
+        return self.batch.seq + self.index
+
+    def call(self) -> Call:
+        """The call that it is, made now if need be."""
+        if self.made is None:
+            batch = self.batch
+            batch.run.engine.call(batch.become, self)
+        assert self.made is not None
+        return self.made
+
+
 class Batch:
     """The calls of one `map`, made one by one as they are started.
 
@@ -250,10 +295,15 @@ class Batch:
 
     Attributes:
         size: how many items there are; `next`: the first that has not been taken.
-        results: value by index, `MISSING` where there is none (yet).
+        results: value by index, `MISSING` where there is none (yet); an `Item` where it has
+            completed, and that is not on record yet.
         calls: the calls that exist now, by index: running, failed, or asked for.
         open: how many have not settled.
-        make: makes the call of an index.
+        make: makes the call of an index; `become`: makes the call of an `Item`.
+        light: whether its items may be tried without a `Call`; `waited`: how many of those
+            that were tried had to wait and became calls after all.
+        stopped: the message with which it was cancelled, or None.
+        column: the inputs, where each item has one argument; else None.
         identity_of: the identity of an item that completed before anybody asked for it.
         odd: the identities that cannot be worked out from the inputs again, by index.
         seqs: the numbers of items that had theirs in a former life of the run, by index.
@@ -261,12 +311,15 @@ class Batch:
 
     __slots__ = (
         "__weakref__",
+        "become",
         "calls",
+        "column",
         "context",
         "created",
         "eager",
         "identity_of",
         "inputs",
+        "light",
         "limits",
         "make",
         "next",
@@ -283,6 +336,8 @@ class Batch:
         "seqs",
         "size",
         "spec",
+        "stopped",
+        "waited",
         "waiters",
     )
     is_source = True
@@ -301,6 +356,11 @@ class Batch:
         self.next = 0
         self.open = size
         self.inputs: Any = None
+        self.column: Any = None
+        self.light = False
+        self.waited = 0
+        self.stopped: str | None = None
+        self.become: Callable[[Item], object] = _nothing
         self.results: list[Any] = [MISSING] * size
         self.calls: dict[int, Call] = {}
         self.make: Callable[[Batch, int], Call] = _unmade
@@ -328,6 +388,10 @@ class Batch:
         if call is None:
             call = self.calls[index] = self.make(self, index)
         return call
+
+
+def _nothing(item: Item) -> None:
+    raise AssertionError("the map was given nobody who makes calls of its items")
 
 
 def _unmade(batch: Batch, index: int) -> Call:
@@ -451,6 +515,11 @@ class Run:
         self.body: Any = None
         self.dirty = False
         self.extra: Any = None
+
+    @property
+    def run(self) -> Run:
+        """Itself: what calls and items answer, too."""
+        return self
 
     @property
     def shown_phase(self) -> str:

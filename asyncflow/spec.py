@@ -22,7 +22,8 @@ class Spec:
 
     Attributes:
         key: what identifies it across processes: module and qualified name.
-        slow: its attempts need more than awaiting a coroutine; plain: not even a timeout.
+        slow: its attempts need more than awaiting a coroutine, and perhaps a timeout.
+        light: not even hooks: an item of a map may run without a `Call`.
         limit: its own `max_concurrency`, shared by all copies that set none of their own.
         resources: parameters that are filled in, by name.
         task: the public object, handed to hooks and conditions.
@@ -40,10 +41,10 @@ class Spec:
         "is_async",
         "is_flow",
         "key",
+        "light",
         "limit",
         "name",
         "options",
-        "plain",
         "resolve_result",
         "resources",
         "slow",
@@ -91,7 +92,7 @@ class Spec:
             or options.run_name is not None
             or bool(options.hooks.on_running)
         )
-        self.plain = not self.slow and options.timeout is None
+        self.light = not self.slow and not self.has_hooks
         self._signature: inspect.Signature | None = None
         self._arity: tuple[int, int] | None = None
 

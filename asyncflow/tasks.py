@@ -244,7 +244,7 @@ class Task(Generic[P, R]):
             listed: TaskFutureList[R] = TaskFutureList(futures)
         else:
             batch = engine.call(
-                engine.submit_batch, run, spec, mapped.size, mapped.item, parent, priority
+                engine.submit_batch, run, spec, mapped, parent, priority
             )
             listed = TaskFutureList(batch=batch)
         return [StateOf(future) for future in listed] if return_state else listed
@@ -436,6 +436,7 @@ class _Mapped:
         size: how many items there are.
         depends: whether futures are among the items or constants.
         late: a future that holds the list to be mapped over, or None.
+        column: the items, where each is the only argument of its call; else None.
     """
 
     def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -446,7 +447,7 @@ class _Mapped:
         sizes = {k: len(v) for k, v in columns if isinstance(v, list | tuple)}
         self.depends = False
         self.size = 0
-        self._one = False
+        self.column: list[Any] | tuple[Any, ...] | None = None
         late: Any = self.late
         if late is not None:
             return
@@ -466,7 +467,8 @@ class _Mapped:
             )
         self.size = next(iter(sizes.values()))
         self.depends = any(self._has_futures(v) for _, v in columns)
-        self._one = not self._kwargs and len(self._args) == 1
+        if not self._kwargs and len(self._args) == 1:
+            self.column = self._args[0]
 
     def _listed(self, value: Any) -> Any:
         """A list or tuple of items, or the constant in an `Unmapped`."""
@@ -494,8 +496,8 @@ class _Mapped:
 
     def item(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of one item."""
-        if self._one:
-            return (self._args[0][index],), {}
+        if self.column is not None:
+            return (self.column[index],), {}
         args = tuple(a.value if isinstance(a, Unmapped) else a[index] for a in self._args)
         kwargs = {
             k: v.value if isinstance(v, Unmapped) else v[index] for k, v in self._kwargs.items()

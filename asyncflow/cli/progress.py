@@ -76,6 +76,11 @@ class Tallies:
         if call.ended is not None and call.ended < self._began:
             tally.kept += 1
 
+    def completed(self, source: Batch, count: int, before: int) -> None:
+        tally = self.by_task[source.spec.name]
+        tally.completed += count
+        tally.kept += before
+
 
 class Progress:
     """Shows the runs of an engine on standard error until it is stopped."""
