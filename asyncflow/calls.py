@@ -285,10 +285,22 @@ class Calls:
         batch.make = self._make_item
         batch.become = self._become
         batch.light = spec.light
+        if spec.options.key is not None:
+            batch.keys = [self._key_of_item(spec, inputs, index) for index in range(size)]
         batch.identity_of = self._identity_of_item
         if priority is not None:
             batch.priority = priority
         return batch
+
+    @staticmethod
+    def _key_of_item(spec: Any, inputs: Inputs, index: int) -> Any:
+        try:
+            return spec.key_of(*inputs.item(index))
+        except Exception as error:
+            error.add_note(
+                f"asyncflow: key= of task {spec.name!r} failed for item {index} of a map"
+            )
+            raise
 
     def _make_item(self, batch: Batch, index: int) -> Call:
         run = batch.run
@@ -339,9 +351,8 @@ class Calls:
         """The identity of an item that is being started."""
         if not self.resumable:
             return (batch.seq + index).to_bytes(5, "big")
-        spec = batch.spec
-        key = None if spec.options.key is None else spec.key_of(args, kwargs)
-        identity = self.identity(batch.run, spec, batch.parent, args, kwargs, key)
+        key = None if batch.keys is None else batch.keys[index]
+        identity = self.identity(batch.run, batch.spec, batch.parent, args, kwargs, key)
         if identity[8] & _REPEATED:
             if batch.odd is None:
                 batch.odd = {}
@@ -356,7 +367,7 @@ class Calls:
         """
         run, spec = batch.run, batch.spec
         history = run.history
-        if not history or not batch.light or spec.options.key is not None:
+        if not history or not batch.light or batch.keys is not None:
             return 0
         tasks, results, calls = history.tasks, batch.results, batch.calls
         inputs, parent = batch.inputs, batch.parent
@@ -394,7 +405,7 @@ class Calls:
             return batch.odd[index]
         args, kwargs = batch.inputs(index)
         spec = batch.spec
-        key = None if spec.options.key is None else spec.key_of(args, kwargs)
+        key = None if batch.keys is None else batch.keys[index]
         return self._first_identity(batch.run, spec, batch.parent, args, kwargs, key)
 
     def mono_of(self, moment: float) -> float:

@@ -199,6 +199,8 @@ class Executor:
                     if not call.made.settled:
                         machine.settle(call.made)
                     continue
+                if call.batch.results[call.index] is not call:
+                    continue  # nobody had to wait for its record
                 if call.batch is not batch:
                     if batch is not None and count:
                         machine.items_completed(batch, count)
@@ -310,6 +312,7 @@ class Executor:
         step: _Step | None = None
         while call is not None:
             spec = call.spec
+            waits = False
             if step is None and call.phase.is_final:
                 # It was cancelled after it was chosen, which gave its slots back.
                 pass
@@ -327,7 +330,6 @@ class Executor:
                             awaited = context.run(coro.send, None)
                         except StopIteration as end:
                             value = end.value
-                            waits = False
                         else:
                             waits = True
                     else:
@@ -341,8 +343,9 @@ class Executor:
                         running[call] = None
                         if call.options.timeout is not None:
                             self._arm(call, began)
-                        if call.batch is not None and not call.batch.waited:
-                            call.batch.waited = 1
+                        batch = call.batch
+                        if batch is not None and batch.light:
+                            batch.waited = batch.waited or 1
                             self.pump()
                         if self._notice is None:
                             self._notice = self.loop.call_later(NOTICE, self._note_running)
@@ -371,7 +374,8 @@ class Executor:
             del call
             if machine.awake or machine.ended or machine.changed or machine.stops:
                 self.drain()
-            self._left -= 1
+            if not waits:
+                self._left -= 1
             while True:
                 while self._left <= 0 or (journal is not None and journal.behind):
                     self._soon_again()
@@ -389,7 +393,11 @@ class Executor:
                 else:
                     call = self._next()
                 break
-            if call is not None and machine.more():
+            if call is None or self._parked:
+                continue
+            if call.batch is not None and call.batch.light and machine.only_waits(call.batch):
+                continue  # others begin when its code waits, so that they are not overtaken
+            if machine.more():
                 self.pump()
         self._arm_tick()
 
@@ -403,13 +411,15 @@ class Executor:
             return None
         if batch.run.history:
             self._left -= calls.answer(batch, max(0, self._left))
+            if machine.awake:
+                self._wake_all()
             if batch.run.history:
                 return None  # each of the others may have a former life that matters
         if batch.next >= batch.size or not machine.sit(batch):
             return None
         options = batch.options
         recording, at_once = machine.recording, machine.at_once
-        timed = options.timeout is not None
+        timeout = options.timeout
         results, known, inputs, column = batch.results, batch.calls, batch.inputs, batch.column
         fn, copy, changed = batch.spec.fn, batch.context.copy, machine.changed
         identify = calls.item_identity
@@ -434,7 +444,7 @@ class Executor:
             context.run(_set_current, item)
             index += 1
             batch.next = index
-            if timed:
+            if timeout is not None:
                 self._began = mono()
             try:
                 coro = fn(*args, **kwargs)
@@ -444,7 +454,7 @@ class Executor:
                 if (
                     item.made is None
                     and value.__class__ in _PLAIN
-                    and not (timed and mono() - self._began >= options.timeout)
+                    and (timeout is None or mono() - self._began < timeout)
                 ):
                     done += 1
                     if recording:
@@ -479,7 +489,7 @@ class Executor:
 
     def attempt(self, call: Call) -> Generator[Any, Any, None]:
         """Make one attempt of a call that holds its slots; its state says how it ended."""
-        options, spec, machine = call.options, call.spec, self.machine
+        spec, machine = call.spec, self.machine
         machine.start(call, self.clock.time())
         self.running[call] = None
         if self._notice is None:
@@ -883,7 +893,8 @@ class Executor:
         group = self._timeouts.get(seconds)
         if group is None:
             group = self._timeouts[seconds] = _Deadlines()
-        if group.calls and next(reversed(group.calls)).expires > call.expires + ORDERLY:
+        last = next(reversed(group.calls), None)
+        if last is not None and (last.expires or 0.0) > call.expires + ORDERLY:
             # Its first step took so long that others, armed before it, have later deadlines.
             self.loop.call_at(call.expires, self._expire_one, call, call.attempt)
             return

@@ -33,7 +33,7 @@ from asyncflow.ids import new_run_id
 from asyncflow.limits import Slots
 from asyncflow.registry import reference
 from asyncflow.resources import Opened
-from asyncflow.run import MISSING, Call, Run
+from asyncflow.run import MISSING, Call, Item, Run
 from asyncflow.spec import Spec, format_name
 from asyncflow.states import State, StateType
 from asyncflow.store.base import ResultKind, RunRow, StateRow
@@ -452,6 +452,8 @@ class Flows:
             for call in list(run.calls):
                 if call.phase.is_final and not call.settled:
                     machine.settle(call)
+            for batch in list(run.batches):
+                self._engine.executor.acknowledge([i for i in batch.results if type(i) is Item])
 
     def _remind(self, run: Run, attempt: int, why: str, until: float) -> None:
         if run.phase.is_final or run.stop is None or run.attempt != attempt or run.body is None:

@@ -84,6 +84,9 @@ class TaskFuture(Call, Generic[R]):
         """Its state. Asking for that of a failure counts as having seen it."""
         if self.settled:
             self._look()
+        elif self.phase.is_final:
+            # Its code has ended, but that is not on disk yet: nobody may act on it.
+            return State(StateType.RUNNING, attempt=self.attempt)
         return state_of(self)
 
     @property

@@ -75,7 +75,7 @@ class Line:
         (queue.eager if waiter.eager else queue.fresh).append(waiter)
         self.n += 1
 
-    def head(self) -> Waiter:
+    def head(self) -> Any:
         """Whose turn it is; the line must not be empty."""
         queue = self._top.ring[0]  # type: ignore[union-attr] # the line is not empty
         return queue.eager[0] if queue.eager else queue.fresh[0]

@@ -306,8 +306,8 @@ class Machine:
         if self._free.n:
             return False
         for limit, _ in batch.limits:
-            waiting = limit.line.n
-            if waiting > 1 or (waiting and limit.line.head() is not batch):
+            line = limit.line
+            if line.n > 1 or (line.n and line.head() is not batch):
                 return False
         return True
 

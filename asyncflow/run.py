@@ -303,6 +303,7 @@ class Batch:
         light: whether its items may be tried without a `Call`; `waited`: how many of those
             that were tried had to wait and became calls after all.
         stopped: the message with which it was cancelled, or None.
+        keys: the explicit key of each item, where the task has ``key=``.
         column: the inputs, where each item has one argument; else None.
         identity_of: the identity of an item that completed before anybody asked for it.
         odd: the identities that cannot be worked out from the inputs again, by index.
@@ -319,6 +320,7 @@ class Batch:
         "eager",
         "identity_of",
         "inputs",
+        "keys",
         "light",
         "limits",
         "make",
@@ -357,6 +359,7 @@ class Batch:
         self.open = size
         self.inputs: Any = None
         self.column: Any = None
+        self.keys: list[Any] | None = None
         self.light = False
         self.waited = 0
         self.stopped: str | None = None

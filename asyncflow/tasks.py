@@ -243,9 +243,7 @@ class Task(Generic[P, R]):
             )
             listed: TaskFutureList[R] = TaskFutureList(futures)
         else:
-            batch = engine.call(
-                engine.submit_batch, run, spec, mapped, parent, priority
-            )
+            batch = engine.call(engine.submit_batch, run, spec, mapped, parent, priority)
             listed = TaskFutureList(batch=batch)
         return [StateOf(future) for future in listed] if return_state else listed
 
