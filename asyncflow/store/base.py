@@ -63,6 +63,9 @@ class RunRow(NamedTuple):
     result: bytes | None
     error: bytes | None  #: JSON
     ended_by: tuple[int, ...]  #: seqs of the calls whose failure ended it
+    wake_at: float | None = None  #: when it goes on by itself, where it waits
+    waits_for: bytes | None = None  #: JSON: what it waits for, where it is PAUSED
+    origin: str | None = None  #: id of the run that it was forked from, or is another run of
 
 
 class TaskRow(NamedTuple):

@@ -47,8 +47,10 @@ T = TypeVar("T")
 
 #: Marks the file as ours ("aflw"), so that a foreign database is not written to.
 APPLICATION_ID = 0x61666C77
+#: Number n brings a file from schema version n - 1 to n. They are only ever added to.
+MIGRATIONS = ("0001_start", "0002_durable")
 #: What this code reads and writes.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = len(MIGRATIONS)
 
 #: WAL frames (pages) beyond which `checkpoint` does something.
 WAL_PAGES = 1000
@@ -181,12 +183,14 @@ class SqliteStore:
     def _migrate(self) -> None:
         """Bring the file to our schema, one transaction a step; safe when two do it at once."""
         db = self._connection
-        for version, step in enumerate(_MIGRATIONS, 1):
+        for version, name in enumerate(MIGRATIONS, 1):
             if db.execute("PRAGMA user_version").fetchone()[0] >= version:
                 continue
             with self._transaction():
                 if db.execute("PRAGMA user_version").fetchone()[0] < version:
-                    step(db)
+                    for statement in migration(name):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                     db.execute(f"PRAGMA user_version = {version}")
 
     @property
@@ -563,12 +567,10 @@ class _Busy(Exception):
     """Another process holds the write lock."""
 
 
-def _create(db: sqlite3.Connection) -> None:
-    """Schema version 1."""
-    text = resources.files("asyncflow.store").joinpath("schema.sql").read_text("utf-8")
-    for statement in _statements(text):
-        db.execute(statement)
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+def migration(name: str) -> Iterator[str]:
+    """The statements of one migration."""
+    file = resources.files("asyncflow.store").joinpath("migrations", f"{name}.sql")
+    return _statements(file.read_text("utf-8"))
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -580,10 +582,6 @@ def _statements(script: str) -> Iterator[str]:
         if lines and sqlite3.complete_statement("\n".join(lines)):
             yield "\n".join(lines)
             lines = []
-
-
-#: Step n brings a file from schema version n to n + 1. Steps are only ever added.
-_MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create,)
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
@@ -680,18 +678,24 @@ def _is_used(db: sqlite3.Connection, name: bytes) -> bool:
     return found is not None
 
 
+_TAGS, _ENDED_BY = RunRow._fields.index("tags"), RunRow._fields.index("ended_by")
+
+
 def _packed_run(row: RunRow) -> tuple[Any, ...]:
     return (
-        *row[:14],
+        *row[:_TAGS],
         json.dumps(row.tags),
-        *row[15:-1],
+        *row[_TAGS + 1 : _ENDED_BY],
         json.dumps(row.ended_by),
+        *row[_ENDED_BY + 1 :],
     )
 
 
 def _run(row: Sequence[Any]) -> RunRow:
-    tags, ended_by = tuple(json.loads(row[14])), tuple(json.loads(row[-1]))
-    return RunRow._make((*row[:14], tags, *row[15:-1], ended_by))
+    tags, ended_by = tuple(json.loads(row[_TAGS])), tuple(json.loads(row[_ENDED_BY]))
+    return RunRow._make(
+        (*row[:_TAGS], tags, *row[_TAGS + 1 : _ENDED_BY], ended_by, *row[_ENDED_BY + 1 :])
+    )
 
 
 def _task(row: Sequence[Any]) -> TaskRow:
