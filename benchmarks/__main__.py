@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
-import sqlite3
 import subprocess
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, LOOPLESS, Result, Sizes
+from benchmarks.report import DOCUMENTS, KINDS, machine, markdown, newest, update
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, for a first look")
     parser.add_argument("--only", action="append", choices=list(CASES), metavar="NAME")
@@ -26,10 +23,28 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write all samples here")
     parser.add_argument("--plot", type=Path, help="write a picture (PNG) here")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
+    parser.add_argument(
+        "--markdown",
+        nargs="?",
+        const="promises",
+        metavar="FILE",
+        help=f"print the table of a result file, or of the newest of {', '.join(KINDS)}",
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="put the newest tables into the documents"
+    )
     parser.add_argument("--raw", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.list:
         print("\n".join(CASES))
+        return 0
+    if options.markdown:
+        kind = options.markdown
+        print(markdown(newest(kind) if kind in KINDS else Path(kind)))
+        return 0
+    if options.update:
+        for file in DOCUMENTS:
+            print(f"{file.name}: {'updated' if update(file) else 'as it was'}")
         return 0
     names = options.only or list(CASES)
     if options.loop != "both":
@@ -42,7 +57,7 @@ def main() -> int:
         results = {loop: _in_a_child(names, loop, options.quick) for loop in ("stock", "uvloop")}
     _print(results)
     if options.json:
-        document = {"machine": _machine(), "results": _plain(results)}
+        document = {"machine": machine(), "results": _plain(results)}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     if options.plot:
         _plot(results, options.plot)
@@ -51,6 +66,7 @@ def main() -> int:
 
 
 def _measure(names: list[str], loop: str, sizes: Sizes) -> list[Result]:
+    run: Any
     if loop == "uvloop":
         import uvloop
 
@@ -88,26 +104,6 @@ def _plain(results: dict[str, list[Result]]) -> dict[str, Any]:
     return {
         loop: [{**asdict(r), "verdict": r.verdict} for r in found]
         for loop, found in results.items()
-    }
-
-
-def _machine() -> dict[str, Any]:
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = f"{len(lines)} x {lines[0].partition(': ')[2]}" if lines else cpu
-    versions = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
-    for name in ("asyncflow", "uvloop", "anyio", "aiosqlite", "pydantic"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "cpu": cpu,
-        "os": platform.platform(),
-        "versions": versions,
     }
 
 
