@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from asyncflow import runtime as runtime
     from asyncflow.engine import Engine as Engine
     from asyncflow.engine import FlowRun as FlowRun
+    from asyncflow.errors import AlreadyAnswered as AlreadyAnswered
     from asyncflow.errors import AsyncflowError as AsyncflowError
     from asyncflow.errors import BlockingCall as BlockingCall
     from asyncflow.errors import ConcurrencyDeadlock as ConcurrencyDeadlock
     from asyncflow.errors import DependencyCycle as DependencyCycle
+    from asyncflow.errors import EventTimeout as EventTimeout
     from asyncflow.errors import FlowTimeout as FlowTimeout
     from asyncflow.errors import IllegalMove as IllegalMove
     from asyncflow.errors import InvalidDefinition as InvalidDefinition
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import NoEngine as NoEngine
     from asyncflow.errors import NotReady as NotReady
     from asyncflow.errors import NotSerializable as NotSerializable
+    from asyncflow.errors import PauseTimeout as PauseTimeout
     from asyncflow.errors import QueueTimeout as QueueTimeout
     from asyncflow.errors import RecordedFailure as RecordedFailure
     from asyncflow.errors import ResultNotStored as ResultNotStored
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import TaskTimeout as TaskTimeout
     from asyncflow.errors import UnknownFlow as UnknownFlow
     from asyncflow.errors import UnknownRun as UnknownRun
+    from asyncflow.errors import UnknownTask as UnknownTask
     from asyncflow.errors import Unresponsive as Unresponsive
     from asyncflow.errors import UpstreamFailed as UpstreamFailed
     from asyncflow.errors import WorkerLost as WorkerLost
@@ -72,20 +76,29 @@ if TYPE_CHECKING:
     from asyncflow.tasks import task as task
     from asyncflow.tasks import unmapped as unmapped
     from asyncflow.views import TaskRun as TaskRun
+    from asyncflow.waits import idempotency_key as idempotency_key
+    from asyncflow.waits import now as now
+    from asyncflow.waits import pause_flow_run as pause_flow_run
+    from asyncflow.waits import random as random
+    from asyncflow.waits import send_event as send_event
+    from asyncflow.waits import sleep as sleep
+    from asyncflow.waits import sleep_until as sleep_until
+    from asyncflow.waits import uuid4 as uuid4
+    from asyncflow.waits import wait_for_event as wait_for_event
 
 #: Where each name lives.
 _HOMES = {
     "asyncflow.holds": ("concurrency", "rate_limit"),
     "asyncflow.engine": ("Engine", "FlowRun"),
     "asyncflow.errors": (
-        "AsyncflowError", "BlockingCall", "ConcurrencyDeadlock", "DependencyCycle",
-        "FlowTimeout", "IllegalMove", "InvalidDefinition", "InvalidOption",
-        "InvalidParameters", "MappingLengthMismatch", "MissingExtra", "NoEngine",
-        "NotReady", "NotSerializable", "QueueTimeout", "RecordedFailure",
+        "AlreadyAnswered", "AsyncflowError", "BlockingCall", "ConcurrencyDeadlock",
+        "DependencyCycle", "EventTimeout", "FlowTimeout", "IllegalMove", "InvalidDefinition",
+        "InvalidOption", "InvalidParameters", "MappingLengthMismatch", "MissingExtra", "NoEngine",
+        "NotReady", "NotSerializable", "PauseTimeout", "QueueTimeout", "RecordedFailure",
         "ResultNotStored", "ResultUnreadable", "RetryAfter", "RunCancelled", "RunCrashed",
         "RunFailed", "RunInterrupted", "RunNotResumable", "RunTaken", "StoreClosed",
         "StoreError", "TaskCancelled", "TaskTimeout", "UnknownFlow", "UnknownRun",
-        "Unresponsive", "UpstreamFailed", "WorkerLost",
+        "UnknownTask", "Unresponsive", "UpstreamFailed", "WorkerLost",
     ),
     "asyncflow.flows": ("Flow", "flow"),
     "asyncflow.future": ("TaskFuture", "TaskFutureList", "as_completed", "resolve", "wait"),
@@ -98,6 +111,10 @@ _HOMES = {
     "asyncflow.store.sqlite": ("SqliteStore",),
     "asyncflow.tasks": ("Task", "allow_failure", "task", "unmapped"),
     "asyncflow.views": ("TaskRun",),
+    "asyncflow.waits": (
+        "idempotency_key", "now", "pause_flow_run", "random", "send_event", "sleep",
+        "sleep_until", "uuid4", "wait_for_event",
+    ),
 }  # fmt: skip
 
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

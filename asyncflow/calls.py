@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncflow import failures, nested, rows
-from asyncflow.canonical import inputs_fingerprint
+from asyncflow.canonical import inputs_fingerprint, shown_inputs
 from asyncflow.context import TAGS
 from asyncflow.errors import AsyncflowError, NotSerializable
 from asyncflow.run import MISSING, Batch, Call, Item, Run
@@ -65,6 +65,7 @@ class History:
         self.fresh = fresh
         self.tasks = {row.identity: row for row in tasks}
         self.children = {row.parent_identity: row for row in children if row.parent_identity}
+        self.missed: dict[str, list[bytes]] = {}
         self._drop_ambiguous()
 
     def __bool__(self) -> bool:
@@ -82,11 +83,41 @@ class History:
         rows: list[TaskRow | RunRow] = [*self.tasks.values(), *self.children.values()]
         return any(row.state == S.COMPLETED and (row.ended_at or 0.0) >= began for row in rows)
 
-    def take(self, identity: bytes) -> TaskRow | None:
-        return self.tasks.pop(identity, None)
+    def take(self, identity: bytes, task: str = "") -> TaskRow | None:
+        row = self.tasks.pop(identity, None)
+        if row is None and task and self.tasks:
+            # For the case that its inputs have changed; a few are enough to say so.
+            missed = self.missed.setdefault(task, [])
+            if len(missed) < 3:
+                missed.append(identity)
+        return row
+
+    def changed(self) -> list[str]:
+        """Sentences about recorded calls that were not made again, though others were."""
+        left: dict[str, list[bytes]] = {}
+        for row in self.tasks.values():
+            if row.state == _COMPLETED:
+                left.setdefault(row.task, []).append(row.identity)
+        told = []
+        for task, identities in left.items():
+            news = self.missed.get(task)
+            text = f"{len(identities):,} recorded calls of {task} were not made again"
+            if news:
+                before, after = map(_shown, (identities[:3], news))
+                text += f": their inputs have changed since the last attempt, from {before}"
+                text += f" to {after}" if after != before else ""
+            told.append(text)
+        return told
 
     def take_child(self, identity: bytes) -> RunRow | None:
         return self.children.pop(identity, None)
+
+
+def _shown(identities: list[bytes]) -> str:
+    """The inputs that stand in identities, as far as they are short enough to."""
+    texts = [shown_inputs(identity[9:]) for identity in identities]
+    known = [text for text in texts if text]
+    return ", ".join(known) if known else "others"
 
 
 def _never_seen(tasks: list[TaskRow], children: list[RunRow]) -> frozenset[int]:
@@ -203,7 +234,7 @@ class Calls:
         call.identity = identity
         history = run.history
         if history is not None and not spec.is_flow:
-            row = history.take(identity)
+            row = history.take(identity, spec.name)
             if row is not None:
                 self._recall(call, row, history)
         return call
@@ -308,7 +339,7 @@ class Calls:
         call = self._item_call(batch, index, args, kwargs)
         call.identity = identity = self.item_identity(batch, index, args, kwargs)
         if run.history:
-            row = run.history.take(identity)
+            row = run.history.take(identity, batch.spec.name)
             if row is not None:
                 self._recall(call, row, run.history)
                 self._found(batch, index, call.seq)

@@ -10,6 +10,7 @@ Nothing here pickles, imports a module, keeps a value or asks for its hash or it
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
@@ -104,6 +105,52 @@ def inputs_fingerprint(
         raw = dumps(args, _V)
         return b"r" + raw if len(raw) <= RAW else b"h" + blake2b(raw, digest_size=16).digest()
     return _seal(dumps(_call(args, kwargs, token), _V))
+
+
+def shown_inputs(fingerprint: bytes) -> str:
+    """The inputs that a fingerprint was made of, for people; "" where it does not hold them.
+
+    Fingerprints come from files that others may have written, so they are read here and not by
+    `marshal`, which trusts its input.
+    """
+    if not fingerprint.startswith(b"r"):
+        return ""
+    try:
+        inputs, end = _shown(fingerprint, 1)
+    except (ValueError, IndexError, struct.error):
+        return ""
+    return inputs if end == len(fingerprint) else ""
+
+
+def _shown(data: bytes, at: int) -> tuple[str, int]:
+    """The scalars, tuples and lists that `marshal` has written there, as text."""
+    kind, at = data[at : at + 1], at + 1
+    match kind:
+        case b"N" | b"T" | b"F":
+            return {b"N": "None", b"T": "True", b"F": "False"}[kind], at
+        case b"i":
+            return str(struct.unpack_from("<i", data, at)[0]), at + 4
+        case b"l":
+            digits = struct.unpack_from("<i", data, at)[0]
+            parts = struct.unpack_from(f"<{abs(digits)}H", data, at + 4)
+            value = sum(part << 15 * n for n, part in enumerate(parts))
+            return str(value if digits > 0 else -value), at + 4 + 2 * abs(digits)
+        case b"g":
+            return repr(struct.unpack_from("<d", data, at)[0]), at + 8
+        case b"s" | b"u":
+            size = struct.unpack_from("<I", data, at)[0]
+            raw = data[at + 4 : at + 4 + size]
+            text = raw.decode("utf-8", "surrogatepass") if kind == b"u" else raw
+            return repr(text), at + 4 + size
+        case b"(" | b"[":
+            size, at = struct.unpack_from("<I", data, at)[0], at + 4
+            items = []
+            for _ in range(size):
+                item, at = _shown(data, at)
+                items.append(item)
+            inside = ", ".join(items)
+            return (f"({inside})" if kind == b"(" else f"[{inside}]"), at
+    raise ValueError(kind)
 
 
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any], token: Token | None) -> Any:

@@ -6,9 +6,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
+import json
 import logging
 import os
 import platform
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Token, copy_context
@@ -18,12 +20,13 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from asyncflow import rows
+from asyncflow import codec, rows
 from asyncflow.bodies import Bodies
 from asyncflow.calls import Calls, Inputs
 from asyncflow.clock import Clock, WallClock
 from asyncflow.context import CURRENT, ENGINE
 from asyncflow.errors import (
+    AlreadyAnswered,
     AsyncflowError,
     InvalidOption,
     RunInterrupted,
@@ -34,6 +37,7 @@ from asyncflow.errors import (
     TaskCancelled,
     UnknownFlow,
     UnknownRun,
+    UnknownTask,
     Unresponsive,
 )
 from asyncflow.executor import Executor
@@ -46,15 +50,17 @@ from asyncflow.masking import Masker
 from asyncflow.named import NamedLimits
 from asyncflow.ownership import EngineLock, is_alive
 from asyncflow.parameters import masked
-from asyncflow.registry import find
+from asyncflow.registry import find, has_changed
 from asyncflow.resources import Opened, Resource
 from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.runner.threads import Threads
 from asyncflow.states import State, StateType, parse_types
 from asyncflow.store.base import (
+    ALL,
     EngineRow,
     LogQuery,
     MarkRow,
+    MessageRow,
     Page,
     ReadableStore,
     RunQuery,
@@ -63,6 +69,7 @@ from asyncflow.store.base import (
     TaskQuery,
 )
 from asyncflow.views import Event, Listing, LogLine, TaskRun, moment, row_state
+from asyncflow.waiting import Waiting
 from asyncflow.writer import Writer, uncancelled
 
 if TYPE_CHECKING:
@@ -79,6 +86,9 @@ DURABILITIES = ("full", "strict", "relaxed", "off")
 
 #: Seconds between two looks at what other processes ask for.
 POLL = 0.25
+
+#: Seconds between two looks for runs whose engine has died.
+WATCH = 2.0
 
 #: Seconds that a hook may take.
 HOOK_TIME = 30.0
@@ -214,6 +224,9 @@ class Engine:
             "relaxed" does not wait for the disk, "off" stores no task runs at all.
         max_recoveries: recoveries of a run in a row without a newly completed task.
         cancel_grace_seconds: how long code may take to stop.
+        suspend_after_seconds: a run that has only waited (`sleep`, `wait_for_event`,
+            `pause_flow_run`) for so long leaves memory until the wait is over; its body is
+            replayed then. None keeps all in memory.
         seed: of all chance (jitter), for tests.
         clock: what tells wall time, for tests.
 
@@ -231,6 +244,7 @@ class Engine:
         durability: str = "strict",
         max_recoveries: int = 3,
         cancel_grace_seconds: float = 30.0,
+        suspend_after_seconds: float | None = 60.0,
         seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -242,6 +256,7 @@ class Engine:
         self.durability = durability
         self.max_recoveries = max_recoveries
         self.grace = float(cancel_grace_seconds)
+        self._suspend_after = suspend_after_seconds
         self.clock = clock or WallClock()
         self.rng = Random(seed)
         self._given_store = store
@@ -318,6 +333,7 @@ class Engine:
         self.calls.named = self.named.get
         self.executor.calls = self.calls
         self.flows = Flows(self)
+        self.waiting = Waiting(self, self._suspend_after)
         self._resources = Opened(self.loop)
         self._run_resources: dict[str, Opened] = {}
         self._runners: dict[Any, Any] = {}
@@ -326,6 +342,7 @@ class Engine:
         self._warned: set[tuple[str, str]] = set()
         self._logs = self._capture_logs()
         self._polling: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self._open = True
 
     def _make_store(self) -> ReadableStore:
@@ -371,8 +388,9 @@ class Engine:
             await uncancelled(closing)
 
     async def _close(self) -> None:
-        if self._polling is not None:
-            self._polling.cancel()
+        for timer in (self._polling, self._watching):
+            if timer is not None:
+                timer.cancel()
         await self._interrupt_all("its engine was closed")
         await self._resources.aclose(self.report)
         for runner in self._runners.values():
@@ -649,7 +667,11 @@ class Engine:
     def went_live(self, run: Run) -> None:
         """A run is carried out here from now on; other processes may ask something of it."""
         self.live[run.id] = run
-        if self._polling is None and self._lock is not None:
+        self.look_out()
+
+    def look_out(self) -> None:
+        """A run waits for what other processes may send."""
+        if self._polling is None and self._lock is not None and self._open:
             self._polling = self.loop.call_later(POLL, self._poll)
 
     def _poll(self) -> None:
@@ -657,6 +679,7 @@ class Engine:
         self._polling = None
         if self.live and self._open and self._broken is None:
             self.writer.submit(lambda: self.store.requests(self.id), self._requested)
+            self.waiting.look()
 
     def _requested(self, requests: list[tuple[int, str]] | None, error: Any) -> None:
         if error is not None:
@@ -744,7 +767,11 @@ class Engine:
         return self.live.get(row.id, row)
 
     async def resume(
-        self, run_id: str, *, parameters: dict[str, Any] | None = None
+        self,
+        run_id: str,
+        *,
+        parameters: dict[str, Any] | None = None,
+        any_version: bool = False,
     ) -> FlowRun[Any]:
         """Go on with a run that failed, crashed, was cancelled or interrupted, under its id.
 
@@ -753,16 +780,23 @@ class Engine:
 
         Args:
             parameters: values for parameters that were not stored because they are secrets.
+            any_version: go on though `version=` of the flow is another.
 
         Raises:
             UnknownRun, UnknownFlow: there is no such run, or its code cannot be found.
-            RunNotResumable: it completed, or it is running.
+            RunNotResumable: it completed, is running, or was begun by another version.
         """
         self._check_open()
         live = self.live.get(run_id)
         if live is not None:
+            if any(wait.kind == "pause" for wait in self.waiting.of(run_id)):
+                await self.answer(run_id)
             return FlowRun(self, live)
         row = await self._row(run_id)
+        if row.state == S.PAUSED and row.state_name == "Paused":
+            await self.answer(run_id)
+            if self._owned(row):
+                return FlowRun(self, None, await self._row(run_id))
         if row.parent is not None:
             raise RunNotResumable(
                 f"the run {run_id} is a child run: resume the run that it belongs to"
@@ -773,32 +807,74 @@ class Engine:
         if state not in (S.PAUSED, S.FAILED, S.CANCELLED, S.CRASHED) and self._owned(row):
             raise RunNotResumable(f"the run {run_id} is {row.state_name} in another process")
         fresh = state in (S.FAILED, S.CANCELLED, S.CRASHED)
-        return await self._reopen(row, fresh=fresh, parameters=parameters)
+        return await self._reopen(row, fresh=fresh, parameters=parameters, any_version=any_version)
 
     async def recover(self) -> list[FlowRun[Any]]:
-        """Take over the runs that dead engines left, and interrupted ones, and go on with them.
+        """Take over the runs that dead engines left, and paused ones that nobody owns.
 
-        Returns the runs that were taken over. One that was recovered `max_recoveries` times in
-        a row without completing anything more becomes CRASHED; one whose code is not found is
-        left as it is, with a message.
+        They go on from what is recorded. As long as this engine is open it then looks, every
+        two seconds, whether other engines have died, and takes over what they left.
+
+        One that was recovered `max_recoveries` times in a row without completing anything more
+        becomes CRASHED. One whose code is not found, or is of another `version`, is parked:
+        PAUSED with the name NeedsAttention and the reason; it is tried again by every recovery.
+
+        Returns:
+            The runs that were taken over now.
         """
         self._check_open()
+        taken = await self._recover()
+        if self._watching is None and self._lock is not None:
+            self._watching = self.loop.call_later(WATCH, self._watch)
+        return taken
+
+    def _watch(self) -> None:
+        """Look for runs without an owner, again and again."""
+        self._watching = None
+        if self._open and self._broken is None:
+            self.executor.background(self._watch_once(), "asyncflow-watch")
+
+    async def _watch_once(self) -> None:
+        try:
+            await self._recover()
+        except AsyncflowError as error:
+            self.report(f"looking for runs without an owner failed, and is done again: {error}")
+        if self._open and self._broken is None:
+            self._watching = self.loop.call_later(WATCH, self._watch)
+
+    async def _recover(self) -> list[FlowRun[Any]]:
         taken: list[FlowRun[Any]] = []
-        for row, _ in await self.writer.do(self.store.unfinished):
-            if row.id in self.live:
-                continue
-            interrupted = row.state == S.PAUSED and row.state_name == "Interrupted"
-            if self._owned(row) or (row.state == S.PAUSED and not interrupted):
+        for row, _ in await self.writer.do(lambda: self.store.unfinished(self.id)):
+            if not self._open:
+                break
+            if row.id in self.live or self._owned(row):
                 continue
             try:
-                run = await self._reopen(row, fresh=False, crashed=not interrupted)
-            except (UnknownFlow, RunTaken) as error:
-                self.report(f"the run {row.id} was not recovered: {error}")
+                run = await self._reopen(row, fresh=False, crashed=row.state != S.PAUSED)
+            except RunTaken:
+                continue  # another engine was quicker
             except AsyncflowError as error:
-                self.report(f"the run {row.id} cannot be recovered: {error}")
+                await self._park(row, str(error))
             else:
                 taken.append(run)
         return taken
+
+    async def _park(self, row: RunRow, reason: str) -> None:
+        """Leave a run that cannot go on here, with its reason, for people to see."""
+        if row.state_name == "NeedsAttention" and row.message == reason:
+            return
+        claimed = await self.claim(row)
+        if claimed is None:
+            return
+        now = self.clock.time()
+        name = "NeedsAttention"
+        parked = claimed._replace(
+            state=S.PAUSED.value, state_name=name, message=reason, state_at=now, engine=None
+        )
+        state = StateRow(row.pk, now, S.PAUSED.value, name, reason, parked.epoch)
+        self.journal.run(parked, state)
+        await self.journal.durable()
+        self.report(f"the run {row.id} needs attention: {reason}")
 
     def _owned(self, row: RunRow) -> bool:
         """Whether a living engine owns the run."""
@@ -816,12 +892,24 @@ class Engine:
         fresh: bool,
         crashed: bool = False,
         parameters: dict[str, Any] | None = None,
+        any_version: bool = False,
     ) -> FlowRun[Any]:
         flow = find(row.flow_ref, row.flow_name)
+        if flow.options.version != row.version and not any_version:
+            raise RunNotResumable(
+                f"the run {row.id} was begun by version {row.version!r} of flow {flow.name!r},"
+                f" and the code is version {flow.options.version!r}: bring that version back, or"
+                " resume it with any_version=True"
+            )
         values = flow.parameters.load(row.parameters, parameters)
         claimed = await self.claim(row)
         if claimed is None:
             raise RunTaken(f"the run {row.id} was taken by another process just now")
+        if has_changed(row.flow_ref, flow):
+            self.report(
+                f"the code of flow {flow.name!r} has changed since the run {row.id} began: calls"
+                " that are made as before are kept, others run"
+            )
         run = self.flows.revive(claimed, flow, values, None, fresh)
         await self.flows.load(run, fresh)
         if crashed and not self._may_recover(run, flow, row.state_at):
@@ -856,12 +944,64 @@ class Engine:
         return claimed[0] if claimed else None
 
     async def rerun(self, run_id: str, parameters: dict[str, Any] | None = None) -> FlowRun[Any]:
-        """Run the flow of a run again from the start, under a new id."""
+        """Run the flow of a run again from the start, under a new id.
+
+        Args:
+            parameters: values that replace those of the run, by name.
+        """
         self._check_open()
         row = await self._row(run_id)
         flow = find(row.flow_ref, row.flow_name)
-        args, kwargs = flow.parameters.split(flow.parameters.load(row.parameters, parameters))
-        return await self.submit(flow, *args, tags=row.tags, **kwargs)
+        values = flow.parameters.load(row.parameters, parameters)
+        run = await self.flows.fork(row, flow, values, 0)
+        return self._start(run)
+
+    async def fork(
+        self,
+        run_id: str,
+        from_task: str | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> FlowRun[Any]:
+        """Run the flow of a run again under a new id, with what that run has recorded.
+
+        Calls that are made with the same inputs as there are answered from its record; so with
+        other *parameters* only what depends on them runs. Failures that ended it run again.
+
+        Args:
+            from_task: the name of a task (its first call) or the id of a task run: that call and
+                all that were made after it run again.
+            parameters: values that replace those of the run, by name.
+
+        Raises:
+            UnknownRun, UnknownFlow: there is no such run, or its code cannot be found.
+            UnknownTask: the run has no such task run.
+            InvalidParameters: the parameters do not fit.
+        """
+        self._check_open()
+        await self.journal.durable()
+        row = await self._row(run_id)
+        flow = find(row.flow_ref, row.flow_name)
+        values = flow.parameters.load(row.parameters, parameters)
+        below = ALL if from_task is None else await self._first_seq(row, from_task)
+        return self._start(await self.flows.fork(row, flow, values, below))
+
+    async def _first_seq(self, row: RunRow, task: str) -> int:
+        """The number of the first call of a run that is called so."""
+
+        def read() -> tuple[Any, Any]:
+            return self.store.calls(row.pk), self.store.children(row.pk)
+
+        calls, children = await self.writer.do(read)
+        named: list[tuple[int, set[str | None]]]
+        named = [(c.seq, {c.task, c.name, f"{c.task}-{c.seq}", f"{row.id}-{c.seq}"}) for c in calls]
+        named += [(c.parent_seq or 0, {c.flow_name, c.name, c.id}) for c in children]
+        seqs = [seq for seq, names in named if task in names]
+        if not seqs:
+            raise UnknownTask(
+                f"the run {row.id} has no task run {task!r}: give the name of a task that it"
+                " called, or the id of a task run"
+            )
+        return min(seqs)
 
     async def cancel(self, run_id: str) -> bool:
         """Cancel a run, and everything below it, in whatever process it runs.
@@ -886,6 +1026,90 @@ class Engine:
         self._cancel_live(run)
         await self.wait_live(run)
         return True
+
+    # --- events and answers -----------------------------------------------------------------------
+
+    async def send_event(self, name: str, payload: Any = None, run_id: str | None = None) -> None:
+        """Send an event to the runs that wait for it, or will. It is on disk when this returns.
+
+        Args:
+            payload: plain data.
+            run_id: of the run that shall get it; None: every run that exists now.
+
+        Raises:
+            UnknownRun: there is no such run.
+            RunNotResumable: that run has ended.
+            NotSerializable: the payload cannot be stored.
+        """
+        self._check_open()
+        pk: int | None = None
+        if run_id is not None:
+            run = self.live.get(run_id)
+            pk = run.pk if run is not None else await self._unfinished_pk(run_id)
+        data = self.masker.data(codec.encode(payload, "payload"))
+        message = MessageRow(0, f"event:{name}", pk, data, self.clock.time())
+        sent = await self.writer.do(lambda: self.store.send(message))
+        assert sent is not None
+        self.waiting.deliver(sent)
+
+    async def _unfinished_pk(self, run_id: str) -> int:
+        row = await self._row(run_id)
+        if S(row.state).is_final:
+            raise RunNotResumable(
+                f"the run {run_id} is {row.state_name}: it waits for nothing any more"
+            )
+        return row.pk
+
+    async def answer(self, run_id: str, data: Any = None) -> None:
+        """Answer a run that `pause_flow_run` has paused. The answer is on disk when this returns.
+
+        Args:
+            data: what the run's model takes: a dict, or an instance of it; None where the run
+                asks for nothing.
+
+        Raises:
+            UnknownRun: there is no such run.
+            InvalidParameters: the answer does not fit the model; the message says where.
+            AlreadyAnswered: somebody else was quicker.
+            RunNotResumable: the run does not wait for an answer.
+        """
+        from asyncflow.waits import check_answer
+
+        self._check_open()
+        pauses = [wait for wait in self.waiting.of(run_id) if wait.kind == "pause"]
+        if pauses:
+            name, pk, model = str(pauses[0].name), pauses[0].run.pk, pauses[0].model
+        else:
+            row = await self._row(run_id)
+            told = json.loads(row.waits_for or b"{}")
+            if row.state != S.PAUSED or told.get("kind") != "pause":
+                raise RunNotResumable(
+                    f"the run {run_id} is {row.state_name} and waits for no answer"
+                )
+            name, pk, model = told["message"], row.pk, self._model(row, told.get("model"))
+        payload = check_answer(model, data)
+        message = MessageRow(0, name, pk, payload, self.clock.time())
+        sent = await self.writer.do(lambda: self.store.send(message, once=True))
+        if sent is None:
+            raise AlreadyAnswered(f"the run {run_id} has been answered: the first answer counts")
+        self.waiting.deliver(sent)
+
+    @staticmethod
+    def _model(row: RunRow, name: str | None) -> Any:
+        """The model that an answer to a stored run must fit."""
+        if name is None:
+            return None
+        find(row.flow_ref, row.flow_name)  # imports the module of the flow
+        module, _, path = name.partition(":")
+        found: Any = sys.modules.get(module)
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        if found is None:
+            raise UnknownFlow(
+                f"the model {name} that the answer must fit cannot be found here: answer in the"
+                " process that runs the flow, or declare the model at the top of its module"
+            )
+        return found
 
     def _cancel_live(self, run: Run) -> None:
         if run.call is not None and run.parent is not None:
@@ -944,7 +1168,7 @@ class Engine:
                 return run_state(run)
             row = await self._row(run_id)
             state = S(row.state)
-            if state.is_final or state is S.PAUSED or not self._owned(row):
+            if state.is_final or not self._owned(row):
                 return row_state(row, self.stored_value(row))
             await asyncio.sleep(poll)
 
@@ -1210,11 +1434,14 @@ class Engine:
 
     # --- recording --------------------------------------------------------------------------------
 
-    def move_run(self, run: Run, state: StateType, name: str | None, message: str) -> None:
-        """Move a flow run and record it."""
+    def move_run(
+        self, run: Run, state: StateType, name: str | None, message: str, owned: bool = False
+    ) -> None:
+        """Move a flow run and record it. *owned*: it stays ours though it is PAUSED."""
         now = self.clock.time()
         self.machine.move_run(run, state, name, message, f"{moment(now):%H:%M:%S}")
-        owner = self.id if not state.is_final and state is not S.PAUSED else None
+        kept = not state.is_final and (state is not S.PAUSED or owned)
+        owner = self.id if kept else None
         self.journal.run(
             rows.run_row(run, owner, now),
             StateRow(
@@ -1226,6 +1453,10 @@ class Engine:
                 run.epoch,
             ),
         )
+
+    def let_go(self, run: Run) -> None:
+        """Record that nobody owns a run that is PAUSED."""
+        self.journal.run(rows.run_row(run, None, self.clock.time()))
 
     def record_mark(self, row: MarkRow) -> None:
         """Record a decision."""

@@ -78,6 +78,14 @@ class QueueTimeout(AsyncflowError, TimeoutError):
     """No slot came free within `queue_timeout_seconds` or `concurrency(timeout=)`."""
 
 
+class EventTimeout(AsyncflowError, TimeoutError):
+    """An event did not come within `wait_for_event(timeout=)`."""
+
+
+class PauseTimeout(AsyncflowError, TimeoutError):
+    """Nobody answered within `pause_flow_run(timeout=)`."""
+
+
 class TaskCancelled(AsyncflowError):
     """The task run that was waited for has been cancelled."""
 
@@ -187,12 +195,20 @@ class UnknownRun(AsyncflowError, LookupError):
         self.run_id = run_id
 
 
+class UnknownTask(AsyncflowError, LookupError):
+    """The run has no task run by this name or id."""
+
+
 class UnknownFlow(AsyncflowError, LookupError):
     """The flow that a stored or named run needs cannot be found or imported."""
 
 
 class RunNotResumable(AsyncflowError, ValueError):
     """The run is in a state that the asked verb does not apply to."""
+
+
+class AlreadyAnswered(RunNotResumable):
+    """Somebody else has answered the run: the first answer counts."""
 
 
 class RunTaken(AsyncflowError, RuntimeError):

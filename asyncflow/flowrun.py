@@ -7,6 +7,7 @@ still running is waited for; when its body raises or is stopped, the rest is can
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -36,12 +37,13 @@ from asyncflow.resources import Opened
 from asyncflow.run import MISSING, Call, Item, Run
 from asyncflow.spec import Spec, format_name
 from asyncflow.states import State, StateType
-from asyncflow.store.base import ResultKind, RunRow, StateRow
+from asyncflow.store.base import LogRow, ResultKind, RunRow, StateRow
 from asyncflow.writer import uncancelled
 
 if TYPE_CHECKING:
     from asyncflow.engine import Engine
     from asyncflow.flows import Flow
+    from asyncflow.waiting import Wait
 
 S = StateType
 
@@ -65,6 +67,11 @@ class Extra:
     task: asyncio.Task[Any] | None = None
     log_count: int = 0
     timer: asyncio.TimerHandle | None = None
+    carrier: asyncio.Task[Any] | None = None  # the task that steps its body
+    asleep: Wait | None = None  # what ends the sleep of a run that has left memory
+    wake_at: float | None = None
+    waits_for: bytes | None = None
+    origin: str | None = None
 
 
 class Flows:
@@ -100,7 +107,7 @@ class Flows:
             run.parent.extra.root if run.parent is not None else 0,
             flow.parameters.store(values),
             *flow.parameters.split(values),
-            Decisions(0, engine.record_mark),
+            Decisions(run, engine.record_mark),
         )
         if flow.options.timeout is not None:
             run.deadline = run.created + flow.options.timeout
@@ -111,9 +118,39 @@ class Flows:
             return engine.live_or_stored(row, flow), False
         run.pk = row.pk
         run.extra.root = row.root
-        run.extra.decisions = Decisions(run.pk, engine.record_mark)
         self._bind(run)
         return run, True
+
+    async def fork(
+        self, row: RunRow, flow: Flow[..., Any], values: dict[str, Any], below: int
+    ) -> Run:
+        """A new run that begins with what another has, up to the number *below* of its calls."""
+        engine = self._engine
+        values = flow.parameters.check(values)
+        engine.masker.learn(values)
+        now = engine.clock.time()
+        run = Run(new_run_id(now), 0, flow, engine, now)
+        run.parameters = values
+        run.run_name = row.name
+        self._place(run, None, frozenset(row.tags))
+        run.extra = Extra(
+            reference(flow),
+            0,
+            flow.parameters.store(values),
+            *flow.parameters.split(values),
+            Decisions(run, engine.record_mark),
+            origin=row.id,
+        )
+        if flow.options.timeout is not None:
+            run.deadline = now + flow.options.timeout
+        run.failed_seqs = tuple(seq for seq in row.ended_by if seq < below)
+        made = rows.run_row(run, engine.id, now)
+        state = StateRow(0, now, made.state, made.state_name, f"forked from {row.id}", run.epoch)
+        made = await engine.writer.do(lambda: engine.store.copy_run(row.pk, made, [state], below))
+        run.pk, run.extra.root = made.pk, made.root
+        self._bind(run)
+        await self.load(run, fresh=True)
+        return run
 
     def _place(self, run: Run, parent: Call | None, tags: frozenset[str]) -> None:
         """Where the run belongs: its parent, and what it inherits."""
@@ -169,8 +206,9 @@ class Flows:
             row.root,
             row.parameters,
             *flow.parameters.split(values),
-            Decisions(row.pk, engine.record_mark),
+            Decisions(run, engine.record_mark),
         )
+        run.extra.origin = row.origin
         run.phase = S.SCHEDULED
         self._bind(run)
         return run
@@ -248,9 +286,18 @@ class Flows:
         context.run(CURRENT.set, run)
         host: asyncio.CancelledError | None = None
         try:
+            awoken = False
             while True:
-                self._begin(run)
+                self._begin(run, awoken)
                 error, host = await self._attempt(run, context)
+                awoken = run.stop == "suspend" and error is not None and host is None
+                if awoken:
+                    host = await self._sleep(run)
+                    if host is None and run.stop is None:
+                        continue
+                    error = host
+                elif run.stop == "suspend":
+                    run.stop = None  # it came to its end all the same
                 again = None if host is not None else self._retry_delay(run, error)
                 if again is None:
                     break
@@ -266,11 +313,12 @@ class Flows:
             raise run.error
         return run.value
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: Run, awoken: bool) -> None:
         """Enter RUNNING, and set the deadline's alarm."""
         engine = self._engine
         now = engine.clock.time()
-        run.attempt += 1
+        if not awoken:
+            run.attempt += 1
         if run.started is None:
             run.started = now
         engine.move_run(run, S.RUNNING, "Retrying" if run.attempt > 1 else None, "")
@@ -279,15 +327,61 @@ class Flows:
             run.extra.timer = engine.loop.call_later(wait, self._deadline, run)
 
     def _deadline(self, run: Run) -> None:
-        if run.phase is S.RUNNING:
+        if run.phase in (S.RUNNING, S.PAUSED):
             self.stop(run, "timeout", f"{run.display} exceeded its timeout")
+
+    # --- waiting --------------------------------------------------------------------------------
+
+    def pause(self, run: Run, wait: Wait) -> None:
+        """Its body does nothing but wait."""
+        if run.phase is not S.RUNNING:
+            return
+        run.extra.wake_at, run.extra.waits_for = wait.until, wait.describe()
+        name = None if wait.kind == "pause" else "Suspended"
+        self._engine.move_run(run, S.PAUSED, name, wait.sentence(), owned=True)
+
+    def unpause(self, run: Run) -> None:
+        """Its body goes on."""
+        if run.phase is S.PAUSED:
+            run.extra.wake_at = run.extra.waits_for = None
+            self._engine.move_run(run, S.RUNNING, None, "")
+
+    async def _sleep(self, run: Run) -> asyncio.CancelledError | None:
+        """Keep almost nothing of the run until its wait is over; then read it again.
+
+        A cancellation of the host that comes meanwhile is returned.
+        """
+        engine, wait = self._engine, run.extra.asleep
+        assert wait is not None
+        if run.stop == "suspend":
+            run.stop = None
+        run.pending = False
+        run.history = None
+        run.seen_hashes.clear()
+        run.repeats.clear()
+        run.prefixes.clear()
+        run.unseen.clear()
+        run.value = MISSING
+        engine.calls.forget(run)
+        try:
+            await wait.ended
+        except asyncio.CancelledError as error:
+            return error
+        finally:
+            engine.waiting.end(wait)
+            run.extra.asleep = None
+        if run.stop is None:
+            run.extra.wake_at = run.extra.waits_for = None
+            await engine.journal.durable()
+            await self.load(run, fresh=False)
+        return None
 
     async def _attempt(
         self, run: Run, context: Context
     ) -> tuple[BaseException | None, asyncio.CancelledError | None]:
         """Run the body once and wind up what it left: its error, and the host's cancellation."""
         engine = self._engine
-        carrier = asyncio.current_task()
+        carrier = run.extra.carrier = asyncio.current_task()
         before = carrier.cancelling() if carrier is not None else 0
         error: BaseException | None = None
         host: asyncio.CancelledError | None = None
@@ -418,12 +512,18 @@ class Flows:
 
     def stop(self, run: Run, why: str, message: str) -> None:
         """Stop a live run: its body is told, and its calls are cancelled."""
-        if run.phase.is_final or run.stop is not None:
+        if run.phase.is_final or run.stop not in (None, "suspend"):
             return
         engine = self._engine
         run.cancel_message = message
-        if why == "cancel" and run.phase is S.RUNNING:
+        if why == "cancel" and run.phase in (S.RUNNING, S.PAUSED):
             engine.move_run(run, S.CANCELLING, None, message)
+        asleep = run.extra.asleep
+        if asleep is not None:
+            run.stop = why
+            if not asleep.ended.done():
+                asleep.ended.set_result(None)
+            return
         grace = run.options.grace if run.options.grace is not None else engine.grace
         driving.stop(run, why)
         self._cancel_calls(run, message)
@@ -535,8 +635,15 @@ class Flows:
             self._encode_result(run)
         elif error is not None:
             run.failed_seqs = ended_by(run, error)
+        if run.history and state is not S.PAUSED:
+            self._tell_changed(run)
         await engine.flush_logs(run)
-        engine.move_run(run, state, name, message)
+        if state is S.PAUSED and run.phase is S.PAUSED:
+            # It waits already: it does so in the store from now on, for whoever takes it over.
+            engine.let_go(run)
+        else:
+            run.extra.wake_at = run.extra.waits_for = None
+            engine.move_run(run, state, name, message)
         if run.stop != "storage":
             try:
                 await engine.journal.durable()
@@ -544,6 +651,15 @@ class Flows:
                 run.error = failed
         if state.is_final and run.options.hooks:
             await engine.run_hooks(run.flow, run)
+
+    def _tell_changed(self, run: Run) -> None:
+        """Name what the run had recorded and did not ask for again."""
+        engine = self._engine
+        for text in run.history.changed():
+            text = engine.masker.text(text)
+            engine.report(f"{run.display}: {text}")
+            line = LogRow(run.pk, None, engine.clock.time(), logging.WARNING, "asyncflow", text)
+            engine.journal.logs([line])
 
     def _verdict(
         self, run: Run, error: BaseException | None

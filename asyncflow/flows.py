@@ -50,6 +50,7 @@ class Flow(Generic[P, R]):
         *,
         name: str | None = None,
         given: Mapping[str, Any] | None = None,
+        declared: bool = True,
     ) -> None:
         check_function("flow", fn)
         settle_annotations(fn)
@@ -65,13 +66,14 @@ class Flow(Generic[P, R]):
         self.key = task_key(fn, name)
         self.parameters = Parameters(self.name, fn, self.options.validate)
         self._call_spec: Spec | None = None
-        register(self)
+        register(self, replace=declared)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """The flow of a method, bound to its object."""
         if instance is None:
             return self
-        copy = type(self)(self.fn.__get__(instance, owner), name=self.name, given=self.given)
+        fn = self.fn.__get__(instance, owner)
+        copy = type(self)(fn, name=self.name, given=self.given, declared=False)
         copy.is_async = self.is_async
         return copy
 
@@ -152,7 +154,7 @@ class Flow(Generic[P, R]):
         name = options.pop("name", None) or self._explicit_name
         if "flow_run_name" in options:
             options["run_name"] = options.pop("flow_run_name")
-        return type(self)(self.fn, name=name, given={**self.given, **options})
+        return type(self)(self.fn, name=name, given={**self.given, **options}, declared=False)
 
     # --- hooks as decorators --------------------------------------------------------------------
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 import weakref
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,12 +23,17 @@ from asyncflow.errors import UnknownFlow
 if TYPE_CHECKING:
     from asyncflow.flows import Flow
 
+_DIGESTS: weakref.WeakKeyDictionary[Callable[..., Any], str] = weakref.WeakKeyDictionary()
 _FLOWS: weakref.WeakValueDictionary[str, Flow[..., Any]] = weakref.WeakValueDictionary()
 
 
-def register(flow: Flow[..., Any]) -> None:
-    """Remember a flow by its key. One that is declared again (a reload) replaces the old one."""
-    _FLOWS[flow.key] = flow
+def register(flow: Flow[..., Any], *, replace: bool = True) -> None:
+    """Remember a flow by its key. One that is declared again (a reload) replaces the old one.
+
+    A copy with other options (*replace* is False) does not, unless it has a name of its own.
+    """
+    if replace or flow.key not in _FLOWS:
+        _FLOWS[flow.key] = flow
 
 
 def reference(flow: Flow[..., Any]) -> str:
@@ -39,8 +46,27 @@ def reference(flow: Flow[..., Any]) -> str:
             "module": module,
             "qualname": getattr(flow.fn, "__qualname__", flow.name),
             "file": str(Path(file).resolve()) if file else None,
+            "source": source_digest(flow.fn),
         }
     )
+
+
+def source_digest(fn: Callable[..., Any]) -> str | None:
+    """Tells one version of a function's source from another; None where it cannot be read."""
+    known = _DIGESTS.get(fn)
+    if known is None:
+        try:
+            source = inspect.getsource(fn)
+        except (OSError, TypeError):
+            return None
+        known = _DIGESTS[fn] = blake2b(source.encode(), digest_size=8).hexdigest()
+    return known
+
+
+def has_changed(stored: str, flow: Flow[..., Any]) -> bool:
+    """Whether the source of a flow's function is another than when the reference was stored."""
+    before, after = json.loads(stored).get("source"), source_digest(flow.fn)
+    return before is not None and after is not None and before != after
 
 
 def find(stored: str, name: str) -> Flow[..., Any]:

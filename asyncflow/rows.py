@@ -173,4 +173,7 @@ def run_row(run: Run, engine: int | None, now: float) -> RunRow:
         result=extra.result,
         error=(run.engine.masker.data(failures.dump(run.error)) if run.error is not None else None),
         ended_by=run.failed_seqs,
+        wake_at=extra.wake_at,
+        waits_for=extra.waits_for,
+        origin=extra.origin,
     )

@@ -19,6 +19,9 @@ T = TypeVar("T")
 #: Results up to this many bytes stay in their row; larger ones go to files.
 INLINE_LIMIT = 64 * 1024
 
+#: Above the number of every call.
+ALL = 1 << 62
+
 
 class ResultKind:
     """How the result of a row is kept."""
@@ -135,6 +138,17 @@ class MarkRow(NamedTuple):
     scope: bytes  #: which series of decisions
     n: int  #: its number in the series, from 0
     value: bytes  #: opaque
+    seq: int = 0  #: the number of the run's last call when it was made
+
+
+class MessageRow(NamedTuple):
+    """Something that was sent to one run, or to all."""
+
+    id: int  #: 0 until it is sent
+    name: str
+    run: int | None  #: pk; None: to all runs that exist when it is sent
+    payload: bytes  #: JSON
+    time: float
 
 
 class LimitRow(NamedTuple):
@@ -251,8 +265,9 @@ class Store(Protocol):
 
     def limits(self) -> list[LimitRow]: ...
 
-    def unfinished(self) -> list[tuple[RunRow, EngineRow | None]]:
-        """Root runs that have not ended (also PAUSED ones), each with the engine that owns it."""
+    def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:
+        """Root runs that have not ended (also PAUSED ones), each with the engine that owns it;
+        those of the engine *besides* are left out."""
         ...
 
     def request(self, run: int, kind: str, time: float) -> None:
@@ -261,6 +276,26 @@ class Store(Protocol):
 
     def requests(self, engine: int) -> list[tuple[int, str]]:
         """What is asked of the runs that *engine* owns: pk and kind. They are then forgotten."""
+        ...
+
+    def send(self, message: MessageRow, *, once: bool = False) -> MessageRow | None:
+        """Keep a message. With *once*, None where that run has one of that name already."""
+        ...
+
+    def newest_message(self) -> int:
+        """The id of the last message that was sent; 0 if there was none."""
+        ...
+
+    def messages(self, run: int, after: int) -> list[MessageRow]:
+        """What was sent to a run, or to all since it was created, with ids above *after*."""
+        ...
+
+    def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
+        """Add a run that begins with what another has: a fork.
+
+        Copied are task runs, child runs (with all that is theirs, under new ids), attempts and
+        marks of *source* with numbers smaller than *below*.
+        """
         ...
 
     def delete_run(self, run: int) -> int:

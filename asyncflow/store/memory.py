@@ -12,14 +12,17 @@ from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from asyncflow.errors import ResultUnreadable, RunTaken
+from asyncflow.ids import new_run_id
 from asyncflow.states import StateType
 from asyncflow.store.base import (
+    ALL,
     AttemptRow,
     EngineRow,
     LimitRow,
     LogQuery,
     LogRow,
     MarkRow,
+    MessageRow,
     Page,
     RunQuery,
     RunRow,
@@ -60,6 +63,7 @@ class MemoryStore:
         self._marks: dict[tuple[int, bytes, int], MarkRow] = {}
         self._limits: dict[str, LimitRow] = {}
         self._requests: dict[tuple[int, str], float] = {}
+        self._messages: list[MessageRow] = []
         self._last_pk = 0
         self._last_log = 0
 
@@ -153,6 +157,56 @@ class MemoryStore:
         return found
 
     @_whole
+    def send(self, message: MessageRow, *, once: bool = False) -> MessageRow | None:
+        same = [m for m in self._messages if m.run == message.run and m.name == message.name]
+        if once and same:
+            return None
+        last = self._messages[-1].id if self._messages else 0
+        message = message._replace(id=last + 1)
+        self._messages.append(message)
+        return message
+
+    @_whole
+    def newest_message(self) -> int:
+        return self._messages[-1].id if self._messages else 0
+
+    @_whole
+    def messages(self, run: int, after: int) -> list[MessageRow]:
+        created = self._runs[run].created_at
+        return [
+            m
+            for m in self._messages
+            if m.id > after and (m.run == run or (m.run is None and m.time >= created))
+        ]
+
+    @_whole
+    def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
+        row, _ = self.create_run(row, states)
+        self._copy(source, row, below)
+        return row
+
+    def _copy(self, source: int, row: RunRow, below: int) -> None:
+        pk = row.pk
+        self._tasks[pk] = {
+            seq: task._replace(run=pk)
+            for seq, task in self._tasks.get(source, {}).items()
+            if seq < below
+        }
+        for attempt in [a for a in self._attempts.values() if a.run == source and a.seq < below]:
+            self._attempts[pk, attempt.seq, attempt.attempt] = attempt._replace(run=pk)
+        for mark in [m for m in self._marks.values() if m.run == source and m.seq < below]:
+            self._marks[pk, mark.scope, mark.n] = mark._replace(run=pk)
+        for child in [r for r in self._runs.values() if r.parent == source]:
+            if (child.parent_seq or 0) < below:
+                copied = child._replace(
+                    id=new_run_id(row.created_at), parent=pk, root=row.root, engine=None,
+                    idempotency_key=None, origin=child.id,
+                )  # fmt: skip
+                told = [s for s in self._states if s.run == child.pk]
+                copied, _ = self.create_run(copied, told)
+                self._copy(child.pk, copied, ALL)
+
+    @_whole
     def delete_run(self, run: int) -> int:
         below = [run]
         for pk in below:
@@ -164,6 +218,7 @@ class MemoryStore:
         self._attempts = {k: v for k, v in self._attempts.items() if k[0] not in below}
         self._marks = {k: v for k, v in self._marks.items() if k[0] not in below}
         self._requests = {k: v for k, v in self._requests.items() if k[0] not in below}
+        self._messages = [m for m in self._messages if m.run not in below]
         self._logs = {n: r for n, r in self._logs.items() if r.run not in below}
         self._states = [r for r in self._states if r.run not in below]
         return gone
@@ -198,11 +253,13 @@ class MemoryStore:
         return [self._limits[name] for name in sorted(self._limits)]
 
     @_whole
-    def unfinished(self) -> list[tuple[RunRow, EngineRow | None]]:
+    def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:
         return [
             (row, self._engines.get(row.engine or 0))
             for row in self._runs.values()
-            if row.parent is None and not StateType(row.state).is_final
+            if row.parent is None
+            and not StateType(row.state).is_final
+            and (row.engine is None or row.engine != besides)
         ]
 
     def reader(self) -> MemoryReader:

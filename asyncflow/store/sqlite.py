@@ -23,8 +23,10 @@ from random import random
 from typing import Any, NoReturn, TypeVar
 
 from asyncflow.errors import ResultUnreadable, RunTaken, StoreClosed, StoreError
+from asyncflow.ids import new_run_id
 from asyncflow.states import StateType
 from asyncflow.store.base import (
+    ALL,
     INLINE_LIMIT,
     AttemptRow,
     EngineRow,
@@ -32,6 +34,7 @@ from asyncflow.store.base import (
     LogQuery,
     LogRow,
     MarkRow,
+    MessageRow,
     Page,
     ResultKind,
     RunQuery,
@@ -67,6 +70,7 @@ _TASK_ALL = (
     _TASK_PLAIN + ", name, state_name, message, failures, interruptions, retry_at, upstream, tags,"
     " error"
 )
+_ATTEMPT_ALL = "id, attempt, started_at, ended_at, retry_at, error"
 _FILES = (ResultKind.JSON_FILE, ResultKind.PICKLE_FILE)
 _TO_FILE = {
     ResultKind.JSON: ResultKind.JSON_FILE,
@@ -308,7 +312,7 @@ class SqliteStore:
                 if runs:
                     db.executemany(_REPLACE_RUN, [_packed_run(row) for row in runs])
                 if writes.marks:
-                    db.executemany("INSERT OR REPLACE INTO marks VALUES (?,?,?,?)", writes.marks)
+                    db.executemany("INSERT OR REPLACE INTO marks VALUES (?,?,?,?,?)", writes.marks)
                 if writes.attempts:
                     db.executemany(
                         "INSERT OR REPLACE INTO attempts VALUES (?,?,?,?,?,?)",
@@ -395,17 +399,11 @@ class SqliteStore:
                 ).fetchone()
                 if taken is not None:
                     return _run(taken), False
-            packed = list(_packed_run(row))
-            packed[0] = None
-            pk = db.execute(_REPLACE_RUN, packed).lastrowid
-            assert pk is not None
-            root = row.root or pk
-            if root != row.root:
-                db.execute("UPDATE flow_runs SET root = ? WHERE pk = ?", (root, pk))
+            row = _insert_run(db, row)
             db.executemany(
-                "INSERT INTO states VALUES (NULL,?,?,?,?,?,?)", [(pk, *s[1:]) for s in states]
+                "INSERT INTO states VALUES (NULL,?,?,?,?,?,?)", [(row.pk, *s[1:]) for s in states]
             )
-        return row._replace(pk=pk, root=root), True
+        return row, True
 
     def register_engine(self, row: EngineRow) -> EngineRow:
         with self._transaction() as db:
@@ -467,7 +465,8 @@ class SqliteStore:
     def marks(self, run: int) -> list[MarkRow]:
         found = self._read(
             lambda db: db.execute(
-                "SELECT run, scope, n, value FROM marks WHERE run = ? ORDER BY scope, n", (run,)
+                "SELECT run, scope, n, value, seq FROM marks WHERE run = ? ORDER BY scope, n",
+                (run,),
             ).fetchall()
         )
         return [MarkRow(*row) for row in found]
@@ -480,12 +479,12 @@ class SqliteStore:
             ]
         )
 
-    def unfinished(self) -> list[tuple[RunRow, EngineRow | None]]:
+    def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:
         def read(db: sqlite3.Connection) -> list[tuple[RunRow, EngineRow | None]]:
             rows = db.execute(
                 f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE state IN ({_MARKS})"
-                " AND parent IS NULL ORDER BY pk",
-                _UNFINISHED,
+                " AND parent IS NULL AND (engine IS NULL OR engine <> ?) ORDER BY pk",
+                (*_UNFINISHED, besides),
             ).fetchall()
             engines = {
                 r[0]: EngineRow(*r)
@@ -512,6 +511,44 @@ class SqliteStore:
             with self._transaction() as db:
                 db.executemany("DELETE FROM requests WHERE run = ? AND kind = ?", found)
         return found
+
+    def send(self, message: MessageRow, *, once: bool = False) -> MessageRow | None:
+        with self._transaction() as db:
+            if once:
+                same = db.execute(
+                    "SELECT 1 FROM messages WHERE run IS ? AND name = ? LIMIT 1",
+                    (message.run, message.name),
+                ).fetchone()
+                if same is not None:
+                    return None
+            cursor = db.execute("INSERT INTO messages VALUES (NULL,?,?,?,?)", message[1:])
+            assert cursor.lastrowid is not None
+            return message._replace(id=cursor.lastrowid)
+
+    def newest_message(self) -> int:
+        newest = self._read(lambda db: db.execute("SELECT max(id) FROM messages").fetchone()[0])
+        return int(newest or 0)
+
+    def messages(self, run: int, after: int) -> list[MessageRow]:
+        found = self._read(
+            lambda db: db.execute(
+                "SELECT id, name, run, payload, time FROM messages WHERE run = ? AND id > ?"
+                " UNION ALL SELECT m.id, m.name, m.run, m.payload, m.time FROM messages m"
+                " JOIN flow_runs f ON f.pk = ? AND m.time >= f.created_at"
+                " WHERE m.run IS NULL AND m.id > ? ORDER BY 1",
+                (run, after, run, after),
+            ).fetchall()
+        )
+        return [MessageRow(*row) for row in found]
+
+    def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
+        with self._transaction() as db:
+            row = _insert_run(db, row)
+            db.executemany(
+                "INSERT INTO states VALUES (NULL,?,?,?,?,?,?)", [(row.pk, *s[1:]) for s in states]
+            )
+            _copy(db, source, row, below)
+        return row
 
     def delete_run(self, run: int) -> int:
         with self._transaction() as db:
@@ -543,6 +580,7 @@ class SqliteStore:
                 db.execute("DELETE FROM states WHERE run = ?", (pk,))
                 db.execute("DELETE FROM marks WHERE run = ?", (pk,))
                 db.execute("DELETE FROM requests WHERE run = ?", (pk,))
+                db.execute("DELETE FROM messages WHERE run = ?", (pk,))
                 gone += db.execute("DELETE FROM flow_runs WHERE pk = ?", (pk,)).rowcount
             unused = [name for name in files if not _is_used(db, name)]
         for name in unused:
@@ -605,6 +643,51 @@ def _encodable(writes: Writes) -> Writes:
             if part.name != "fences"
         },
     )
+
+
+def _insert_run(db: sqlite3.Connection, row: RunRow) -> RunRow:
+    packed = list(_packed_run(row))
+    packed[0] = None
+    pk = db.execute(_REPLACE_RUN, packed).lastrowid
+    assert pk is not None
+    if not row.root:
+        db.execute("UPDATE flow_runs SET root = pk WHERE pk = ?", (pk,))
+    return row._replace(pk=pk, root=row.root or pk)
+
+
+def _copy(db: sqlite3.Connection, source: int, row: RunRow, below: int) -> None:
+    """Give the run *row* what *source* has, up to a number of its calls."""
+    pk = row.pk
+    low, high = source << 32, min(source << 32 | 0xFFFFFFFF, (source << 32) + below - 1)
+    shift = (pk - source) << 32
+    for table, columns in (("task_runs", _TASK_ALL), ("attempts", _ATTEMPT_ALL)):
+        rest = columns.partition(", ")[2]
+        db.execute(
+            f"INSERT INTO {table} ({columns}) SELECT id + ?, {rest} FROM {table}"
+            " WHERE id BETWEEN ? AND ?",
+            (shift, low, high),
+        )
+    db.execute(
+        "INSERT INTO marks (run, scope, n, value, seq)"
+        " SELECT ?, scope, n, value, seq FROM marks WHERE run = ? AND seq < ?",
+        (pk, source, below),
+    )
+    children = db.execute(
+        f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE parent = ? AND parent_seq < ? ORDER BY pk",
+        (source, below),
+    ).fetchall()
+    for child in map(_run, children):
+        copied = child._replace(
+            id=new_run_id(row.created_at), parent=pk, root=row.root, engine=None,
+            idempotency_key=None, origin=child.id,
+        )  # fmt: skip
+        copied = _insert_run(db, copied)
+        db.execute(
+            "INSERT INTO states SELECT NULL, ?, time, state, state_name, message, epoch FROM states"
+            " WHERE run = ? ORDER BY id",
+            (copied.pk, child.pk),
+        )
+        _copy(db, child.pk, copied, ALL)
 
 
 def _id(run: int, seq: int) -> int:

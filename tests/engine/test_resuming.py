@@ -8,6 +8,7 @@ from collections import Counter
 from functools import partial
 from itertools import pairwise
 from random import Random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from asyncflow import (
     Engine,
     MemoryStore,
     RunNotResumable,
+    StateType,
     StoreError,
     UnknownRun,
     as_completed,
@@ -486,3 +488,40 @@ async def test_a_result_that_cannot_be_stored_is_marked_and_run_again(
     async with Engine(store) as engine:
         assert await (await engine.resume(run.id)) is True
     assert calls == {"strange": 2}
+
+
+async def test_an_engine_that_watches_takes_over_what_a_dead_one_leaves(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncflow.engine.WATCH", 0.01)
+    began = asyncio.Event()
+
+    @task
+    async def first() -> int:
+        return 1
+
+    @flow
+    async def main() -> int:
+        value = await first()
+        if not began.is_set():
+            began.set()
+            await asyncio.sleep(60)
+        return value
+
+    async with Engine(path) as watcher:
+        assert await watcher.recover() == []
+        dying = Engine(path)
+        await dying.open()
+        run = await dying.submit(main)
+        async with asyncio.timeout(5):
+            await began.wait()
+            await dying.journal.durable()
+            # As the kernel does at the death of its process: the lock goes, all else stays.
+            assert dying._lock is not None
+            dying._lock.drop()
+            while (await watcher.wait(run.id)).type is not StateType.COMPLETED:
+                await asyncio.sleep(0.01)
+        assert (await watcher.get_run(run.id)).recoveries == 1
+        await dying.aclose()
+        state = await watcher.wait(run.id)
+        assert state.is_completed()

@@ -6,7 +6,8 @@ ALTER TABLE flow_runs ADD COLUMN wake_at REAL;
 ALTER TABLE flow_runs ADD COLUMN waits_for BLOB;
 -- The id of the run that it was forked from or is another run of.
 ALTER TABLE flow_runs ADD COLUMN origin TEXT;
-CREATE INDEX flow_runs_wake ON flow_runs (wake_at) WHERE wake_at IS NOT NULL;
+-- After how many calls of the run a decision was made: what a fork of a part of it keeps.
+ALTER TABLE marks ADD COLUMN seq INTEGER NOT NULL DEFAULT 0;
 
 -- What was sent to one run, or (run IS NULL) to all. A run takes each at most once.
 CREATE TABLE messages (
