@@ -75,6 +75,7 @@ from asyncflow.writer import Writer, uncancelled
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from asyncflow.diff import RunDiff
     from asyncflow.flows import Flow
     from asyncflow.store.base import Reader
 
@@ -1328,6 +1329,17 @@ class Engine:
         await self._written()
         row = await self._row(run_id)
         return Listing([Event.of_row(row.id, r) for r in await self.reader.states(row.pk)])
+
+    async def diff(self, first: str, second: str) -> RunDiff:
+        """Where two runs differ: parameters, state and task runs, matched by their inputs.
+
+        Raises:
+            UnknownRun: there is no such run.
+        """
+        from asyncflow.diff import compare
+
+        await self._written()
+        return await compare(self.reader, await self._row(first), await self._row(second))
 
     async def _written(self) -> None:
         self._check_open()

@@ -21,6 +21,10 @@ _db = click.option(
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 _quiet = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+_params = click.option(
+    "--param", "-p", "params", multiple=True, metavar="NAME=VALUE",
+    help="A parameter to replace: JSON or text; @FILE reads a file.",
+)  # fmt: skip
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,6 +88,39 @@ def recover(**options: Any) -> None:
     from asyncflow.cli.running import recover_runs
 
     sys.exit(recover_runs(**options))
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("run_id")
+@click.option(
+    "--from", "from_task", metavar="TASK",
+    help="A task's name, or the id of a task run: it and what was called after it run again.",
+)  # fmt: skip
+@_params
+@_db
+@_json
+@_quiet
+def fork(**options: Any) -> None:
+    """Run a run again under a new id, with what it has recorded.
+
+    What is called with the same inputs as before is answered from the record.
+    """
+    from asyncflow.cli.repairing import fork_run
+
+    sys.exit(fork_run(**options))
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("run_id")
+@_params
+@_db
+@_json
+@_quiet
+def rerun(**options: Any) -> None:
+    """Run the flow of a run again from the start, under a new id."""
+    from asyncflow.cli.repairing import rerun_run
+
+    sys.exit(rerun_run(**options))
 
 
 @cli.command()
@@ -164,6 +201,52 @@ def runs_delete(**options: Any) -> None:
     from asyncflow.cli.looking import delete_runs
 
     sys.exit(delete_runs(**options))
+
+
+@runs.command("answer")
+@click.argument("run_id")
+@click.option("--data", metavar="JSON", help="The whole answer.")
+@click.option(
+    "--param", "-p", "params", multiple=True, metavar="NAME=VALUE",
+    help="A field of the answer: JSON or text; may be repeated.",
+)  # fmt: skip
+@_db
+@_json
+def runs_answer(**options: Any) -> None:
+    """Answer a run that is paused and waits for input; it is checked before it is accepted."""
+    from asyncflow.cli.repairing import answer_run
+
+    sys.exit(answer_run(**options))
+
+
+@runs.command("diff")
+@click.argument("first")
+@click.argument("second")
+@_db
+@_json
+def runs_diff(**options: Any) -> None:
+    """Say where two runs differ. Exits with 0 where they do not, with 1 where they do."""
+    from asyncflow.cli.repairing import diff_runs
+
+    sys.exit(diff_runs(**options))
+
+
+@cli.group()
+def events() -> None:
+    """Events that runs wait for."""
+
+
+@events.command("send")
+@click.argument("name")
+@click.option("--payload", metavar="JSON", help="What the run gets.")
+@click.option("--run", "run_id", help="The run that shall get it; without, all runs.")
+@_db
+@_json
+def events_send(**options: Any) -> None:
+    """Send an event to the runs that wait for it, or will."""
+    from asyncflow.cli.repairing import send_event
+
+    sys.exit(send_event(**options))
 
 
 @cli.command()

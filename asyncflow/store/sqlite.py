@@ -904,6 +904,8 @@ class SqliteReader:
         db, self._db = self._db, None
         if db is not None:
             await db.close()
+            # It has answered for the last time and ends at once: when we return, it has.
+            getattr(db, "_thread", db).join(1.0)
 
 
 def _page(rows: list[T], limit: int, cursor: Callable[[T], int]) -> Page[T]:

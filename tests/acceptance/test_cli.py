@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,53 @@ def test_the_version_is_printed(here: Path) -> None:
 
     assert run("version").output == f"asyncflow {__version__}\n"
     assert json.loads(run("version", "--json").output)["version"] == __version__
+
+
+WAITING = """
+import pydantic
+from asyncflow import flow, pause_flow_run, task
+
+class Answer(pydantic.BaseModel):
+    n: int
+
+@task
+async def double(x: int) -> int:
+    return 2 * x
+
+@flow
+async def asks(a: int = 1) -> int:
+    return await double(a) + (await pause_flow_run(wait_for_input=Answer)).n
+"""
+
+
+def test_a_paused_run_is_answered_forked_and_compared(here: Path) -> None:
+    (here / "cli_waiting.py").write_text(WAITING)
+    code = (
+        "import asyncio, sys; sys.path.insert(0, '.')\n"
+        "from asyncflow import Engine; from cli_waiting import asks\n"
+        "async def main():\n"
+        "    async with Engine() as engine:\n"
+        "        run = await engine.submit(asks)\n"
+        "        while not run.state.is_paused(): await asyncio.sleep(0)\n"
+        "asyncio.run(main())"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=here, check=True, timeout=60)
+    wrong = run("runs", "answer", "last", "-p", "n=many")
+    assert wrong.exit_code == 2
+    assert "n: Input should be a valid integer" in wrong.output
+    assert run("runs", "answer", "last", "-p", "n=5").exit_code == 0
+    twice = run("runs", "answer", "last", "--data", '{"n": 6}')
+    assert twice.exit_code == 2
+    assert "has been answered" in twice.output
+    assert "7" in run("recover").output
+    forked = run("fork", "last", "-p", "a=10", "--json")
+    assert forked.exit_code == 0
+    assert json.loads(forked.stdout)["result"] == 25
+    new, old = (r["id"] for r in json.loads(run("runs", "ls", "--json").stdout))
+    differ = run("runs", "diff", old, new)
+    assert differ.exit_code == 1
+    assert "parameter a: 1 -> 10" in differ.output
+    assert "+ double (10)" in differ.output
+    assert run("runs", "diff", old, old).exit_code == 0
+    assert run("rerun", "nothing").exit_code == 2
+    assert "no run" in run("events", "send", "go", "--run", "nobody").output

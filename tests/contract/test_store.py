@@ -20,6 +20,7 @@ from asyncflow.store.base import (
     LogQuery,
     LogRow,
     MarkRow,
+    MessageRow,
     Page,
     ReadableStore,
     Reader,
@@ -1224,3 +1225,61 @@ async def test_random_operations_have_equal_effects_on_both_stores(
         for store in stores:
             store.close()
     assert len(trial.runs) > 20
+
+
+# --- messages and copies --------------------------------------------------------------------------
+
+
+def test_messages_for_a_run_and_for_all_come_in_order(store: ReadableStore) -> None:
+    first, second = create(store, "first"), create(store, "second", created_at=5.0)
+    sent = [
+        store.send(MessageRow(0, "a", first.pk, b"1", 2.0)),
+        store.send(MessageRow(0, "b", None, b"2", 3.0)),
+        store.send(MessageRow(0, "a", second.pk, b"3", 6.0)),
+        store.send(MessageRow(0, "b", None, b"4", 7.0)),
+    ]
+    assert store.newest_message() == sent[-1].id  # type: ignore[union-attr]
+    assert [m.payload for m in store.messages(first.pk, 0)] == [b"1", b"2", b"4"]
+    assert [m.payload for m in store.messages(second.pk, 0)] == [b"3", b"4"]
+    assert store.messages(first.pk, sent[1].id) == [sent[3]]  # type: ignore[union-attr]
+
+
+def test_a_message_that_may_be_sent_once_is_refused_the_second_time(store: ReadableStore) -> None:
+    run, other = create(store, "run"), create(store, "other")
+    message = MessageRow(0, "answer", run.pk, b"1", 1.0)
+    assert store.send(message, once=True) is not None
+    assert store.send(message, once=True) is None
+    assert store.send(message._replace(run=other.pk), once=True) is not None
+    assert store.send(message) is not None
+
+
+def test_messages_go_with_their_run(store: ReadableStore) -> None:
+    run = create(store, "run")
+    store.send(MessageRow(0, "a", run.pk, b"1", 1.0))
+    store.delete_run(run.pk)
+    again = create(store, "again")
+    assert store.messages(again.pk, 0) == []
+
+
+def test_a_copy_has_what_came_before_a_call(store: ReadableStore) -> None:
+    run = create(store, "run")
+    child = create(store, "child", parent=run.pk, parent_seq=2, root=run.pk, parent_identity=b"c")
+    late = create(store, "late", parent=run.pk, parent_seq=9, root=run.pk, parent_identity=b"l")
+    store.write(
+        Writes(
+            tasks=[task_row(run.pk, n) for n in (1, 3, 9)] + [task_row(child.pk, 7)],
+            marks=[MarkRow(run.pk, b"s", n, b"v", seq) for n, seq in enumerate((0, 2, 8))],
+            attempts=[AttemptRow(run.pk, n, 1, 1.0, 2.0, None, b"{}") for n in (1, 9)],
+            fences={run.pk: run.epoch, child.pk: child.epoch},
+        )
+    )
+    copy = store.copy_run(run.pk, run_row("copy", origin="run"), [state_row(0)], 8)
+    assert [row.seq for row in store.calls(copy.pk)] == [1, 3]
+    assert {row.run for row in store.calls(copy.pk)} == {copy.pk}
+    assert [mark.seq for mark in store.marks(copy.pk)] == [0, 2]
+    (below,) = store.children(copy.pk)
+    assert (below.origin, below.parent_seq, below.root) == ("child", 2, copy.pk)
+    assert below.id not in ("child", late.id)
+    assert [row.seq for row in store.calls(below.pk)] == [7]
+    assert [row.seq for row in store.calls(run.pk)] == [1, 3, 9]
+    assert store.run("copy") == copy

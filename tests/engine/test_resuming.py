@@ -7,8 +7,8 @@ import os
 from collections import Counter
 from functools import partial
 from itertools import pairwise
-from random import Random
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest

@@ -1,0 +1,192 @@
+"""``asyncflow fork``, ``rerun``, ``runs answer``, ``runs diff`` and ``events send``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asyncflow.cli.looking import _answered, _reading, find_run
+from asyncflow.cli.output import coloured, one_line, print_json, say
+from asyncflow.cli.params import parse
+from asyncflow.cli.running import (
+    Session,
+    _guarded,
+    _import_from_here,
+    _must_exist,
+    _say_started,
+    _tell_end,
+)
+from asyncflow.diff import RunDiff, TaskDiff, compare
+from asyncflow.engine import Engine, FlowRun, default_database
+from asyncflow.errors import InvalidParameters
+from asyncflow.registry import find
+from asyncflow.states import StateType
+
+
+def fork_run(
+    *,
+    run_id: str,
+    from_task: str | None,
+    params: tuple[str, ...],
+    db: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Run a run again under a new id with what it has recorded; the exit code."""
+
+    async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
+        return await engine.fork(stored, from_task, given)
+
+    return _again(run_id, params, db, as_json, quiet, begin)
+
+
+def rerun_run(
+    *, run_id: str, params: tuple[str, ...], db: str | None, as_json: bool, quiet: bool
+) -> int:
+    """Run the flow of a run again from the start, under a new id; the exit code."""
+
+    async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
+        return await engine.rerun(stored, given)
+
+    return _again(run_id, params, db, as_json, quiet, begin)
+
+
+def _again(
+    run_id: str,
+    params: tuple[str, ...],
+    db: str | None,
+    as_json: bool,
+    quiet: bool,
+    begin: Callable[[Engine, str, dict[str, Any] | None], Coroutine[Any, Any, FlowRun[Any]]],
+) -> int:
+    session = Session(db, "strict", as_json, quiet or as_json)
+
+    async def run() -> int:
+        _must_exist(session.db)
+        _import_from_here()
+        async with session.opened():
+            row = await find_run(session.engine.reader, run_id)
+            given = parse(find(row.flow_ref, row.flow_name), params) if params else None
+            handle = await begin(session.engine, row.id, given)
+            _say_started(session, handle)
+            state = await handle.wait()
+        return _tell_end(session, handle, state)
+
+    return _guarded(run, as_json)
+
+
+def answer_run(
+    *, run_id: str, data: str | None, params: tuple[str, ...], db: str | None, as_json: bool
+) -> int:
+    """Answer a run that waits for somebody."""
+
+    async def work() -> int:
+        value = _value(data, params)
+        _import_from_here()
+        async with Engine(_existing(db)) as engine:
+            row = await find_run(engine.reader, run_id)
+            await engine.answer(row.id, value)
+        if as_json:
+            print_json({"id": row.id, "answered": True})
+        else:
+            say(f"answered {row.id}")
+        return 0
+
+    return _answered(work)
+
+
+def send_event(
+    *, name: str, payload: str | None, run_id: str | None, db: str | None, as_json: bool
+) -> int:
+    """Send an event to one run, or to all."""
+
+    async def work() -> int:
+        value = _json(payload, "--payload") if payload is not None else None
+        async with Engine(_existing(db)) as engine:
+            target = None if run_id is None else (await find_run(engine.reader, run_id)).id
+            await engine.send_event(name, value, target)
+        if as_json:
+            print_json({"event": name, "run_id": target})
+        else:
+            say(f"sent {name} to {target or 'all runs'}")
+        return 0
+
+    return _answered(work)
+
+
+def diff_runs(*, first: str, second: str, db: str | None, as_json: bool) -> int:
+    """Say where two runs differ; 0 where they do not, else 1."""
+
+    async def work() -> int:
+        async with _reading(db) as reader:
+            a, b = await find_run(reader, first), await find_run(reader, second)
+            found = await compare(reader, a, b)
+        if as_json:
+            print_json(found.as_dict())
+        else:
+            _say_diff(found)
+        return 1 if found else 0
+
+    return _answered(work)
+
+
+def _say_diff(found: RunDiff) -> None:
+    say(f"- {found.first}\n+ {found.second}")
+    for name, (before, after) in found.parameters.items():
+        say(f"parameter {name}: {one_line(before, 200)} -> {one_line(after, 200)}")
+    if found.states[0] != found.states[1]:
+        say(f"state: {found.states[0]} -> {found.states[1]}")
+    for task in found.tasks:
+        say(_diff_line(task))
+    if found.same:
+        say(f"({found.same:,} task runs are the same)")
+    if not found:
+        say("the runs do not differ")
+
+
+def _diff_line(task: TaskDiff) -> str:
+    inputs = f" {one_line(task.inputs, 80)}" if task.inputs else ""
+    name = f"{task.task}{inputs}"
+    if task.before is None:
+        return click.style(f"+ {name}: {task.after}", fg="green")
+    if task.after is None:
+        return click.style(f"- {name}: {task.before}", fg="red")
+    return coloured(StateType.CANCELLED, f"~ {name}: {task.before} -> {task.after}")
+
+
+def _existing(db: str | None) -> Path:
+    path = Path(db) if db else default_database()
+    _must_exist(path)
+    return path
+
+
+def _value(data: str | None, params: tuple[str, ...]) -> Any:
+    """What the user answers: one JSON document, or fields by name."""
+    if data is not None and params:
+        raise InvalidParameters("give --data or --param, not both")
+    if data is not None:
+        return _json(data, "--data")
+    fields: dict[str, Any] = {}
+    for text in params:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InvalidParameters(f"--param {text!r}: give NAME=VALUE")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields or None
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidParameters(f"{what} is no JSON: {error}") from None
+
+
+__all__ = ["answer_run", "diff_runs", "fork_run", "rerun_run", "send_event"]
