@@ -289,6 +289,10 @@ class Calls:
         wanted[self.engine_limit] = 1
         return tuple(wanted.items())
 
+    def forget_needs(self) -> None:
+        """Named limits have changed: work out anew what each task needs."""
+        self._needs.clear()
+
     def forget(self, run: Run) -> None:
         """The run is over: forget what was worked out for it."""
         for key in [k for k in self._needs if k[0] == run.pk]:

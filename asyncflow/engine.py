@@ -54,10 +54,12 @@ from asyncflow.registry import find, has_changed
 from asyncflow.resources import Opened, Resource
 from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.runner.threads import Threads
+from asyncflow.sharing import Sharing, unshared
 from asyncflow.states import State, StateType, parse_types
 from asyncflow.store.base import (
     ALL,
     EngineRow,
+    LimitRow,
     LogQuery,
     MarkRow,
     MessageRow,
@@ -328,9 +330,13 @@ class Engine:
         self.calls.engine_limit = Slots("engine", self._max_concurrency)
         self.calls.threads_limit = Slots("threads", self._max_threads)
         self.calls.processes_limit = Slots("processes", os.cpu_count() or 1)
-        self.named = NamedLimits(self.machine)
-        for row in await self.writer.do(self.store.limits):
-            self.named.set(row.name, row.limit, row.period, row.burst)
+        self.sharing = Sharing(self) if self._lock is not None else None
+        self.named = NamedLimits(
+            self.machine, self.sharing.add if self.sharing is not None else unshared
+        )
+        self.executor.hungry = self.sharing.hurry if self.sharing is not None else None
+        self._limit_rows: dict[str, LimitRow] = {}
+        self._apply_limits(await self.writer.do(self.store.limits))
         self.calls.named = self.named.get
         self.executor.calls = self.calls
         self.flows = Flows(self)
@@ -364,10 +370,10 @@ class Engine:
         now = self.clock.time()
         row = EngineRow(0, os.getpid(), platform.node(), _boot_id(), now, now, None)
         self.id = (await self.writer.do(lambda: self.store.register_engine(row))).id
-        folder = self._locks()
+        folder = self.locks()
         self._lock = EngineLock(folder, self.id) if folder is not None else None
 
-    def _locks(self) -> Path | None:
+    def locks(self) -> Path | None:
         """The folder of lock files; None for a store that lives in this process only."""
         path = getattr(self.store, "path", None)
         return Path(f"{path}.locks") if path is not None else None
@@ -405,6 +411,8 @@ class Engine:
         try:
             if self._broken is None:
                 await self.journal.durable()
+                if self.sharing is not None:
+                    await self.sharing.aclose()
                 now = self.clock.time()
                 await self.writer.do(lambda: self.store.close_engine(self.id, now))
         except AsyncflowError as error:
@@ -439,6 +447,11 @@ class Engine:
     def usable(self) -> bool:
         """Whether this is the engine for the code that asks: open, and of this loop."""
         return self._open and self.on_loop()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the storage has failed."""
+        return self._broken is not None
 
     def _check_open(self) -> None:
         if not self._open:
@@ -679,13 +692,19 @@ class Engine:
         """Look whether other processes ask something of our runs, as long as there are any."""
         self._polling = None
         if self.live and self._open and self._broken is None:
-            self.writer.submit(lambda: self.store.requests(self.id), self._requested)
+            store, own = self.store, self.id
+            self.writer.submit(lambda: (store.requests(own), store.limits()), self._requested)
             self.waiting.look()
 
-    def _requested(self, requests: list[tuple[int, str]] | None, error: Any) -> None:
+    def _requested(
+        self, found: tuple[list[tuple[int, str]], list[LimitRow]] | None, error: Any
+    ) -> None:
         if error is not None:
             self.report(f"what other processes ask for cannot be read: {error}")
-        for pk, kind in requests or ():
+        requests, limits = found or ([], None)
+        if limits is not None:
+            self._apply_limits(limits)
+        for pk, kind in requests:
             for run in list(self.live.values()):
                 if run.pk == pk and kind == "cancel":
                     self._cancel_live(run)
@@ -883,7 +902,7 @@ class Engine:
             return False
         if row.engine == self.id:
             return row.id in self.live
-        folder = self._locks()
+        folder = self.locks()
         return folder is not None and is_alive(folder, row.engine)
 
     async def _reopen(
@@ -1362,13 +1381,32 @@ class Engine:
             period: seconds; makes it a rate.
             burst: lets a rate save up so many starts.
         """
-        from asyncflow.store.base import LimitRow, Writes
+        from asyncflow.store.base import Writes
 
         self._check_open()
         self.named.set(name, limit, period, burst)
-        self.calls._needs.clear()
+        self.calls.forget_needs()
         self.executor.pump()
-        await self.journal.write_limit(Writes(limits=[LimitRow(name, limit, period, burst)]))
+        row = LimitRow(name, limit, period, burst)
+        await self.journal.write_limit(Writes(limits=[row]))
+        if limit is None:
+            self._limit_rows.pop(name, None)
+        else:
+            self._limit_rows[name] = row
+
+    def _apply_limits(self, rows: list[LimitRow]) -> None:
+        """Take over what was set in the store, by whichever engine."""
+        found = {row.name: row for row in rows}
+        if found == self._limit_rows:
+            return
+        before, self._limit_rows = self._limit_rows, found
+        for name in before.keys() - found.keys():
+            self.named.set(name, None, None, None)
+        for name, row in found.items():
+            if before.get(name) != row:
+                self.named.set(name, row.limit, row.period, row.burst)
+        self.calls.forget_needs()
+        self.executor.pump()
 
     # --- resources, runners, hooks ----------------------------------------------------------------
 

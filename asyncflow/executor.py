@@ -131,6 +131,7 @@ class Executor:
         self.journal: Journal | None = None
         self.bodies: Bodies | None = None
         self.calls: ItemCalls | None = None
+        self.hungry: Callable[[set[Any]], None] | None = None
         self.hooks: Callable[[Any, Any, State[Any]], Awaitable[None]] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._left = TURN
@@ -165,6 +166,8 @@ class Executor:
                 ):
                     # Perhaps its code never waits: one worker is enough until it does.
                     break
+            if machine.hungry:
+                self.drain()
         finally:
             self._pumping = False
         self._arm_tick()
@@ -188,6 +191,10 @@ class Executor:
                 self._wake_all()
         if machine.changed and self.journal is not None:
             self.journal.soon()
+        if machine.hungry:
+            hungry, machine.hungry = machine.hungry, set()
+            if self.hungry is not None:
+                self.hungry(hungry)
 
     def acknowledge(self, calls: Sequence[Call | Item]) -> None:
         """These calls have ended, and that is recorded as far as it has to be."""
@@ -399,6 +406,8 @@ class Executor:
                 continue  # others begin when its code waits, so that they are not overtaken
             if machine.more():
                 self.pump()
+        if machine.hungry:
+            self.drain()
         self._arm_tick()
 
     def _items(self, batch: Batch) -> _Step | None:

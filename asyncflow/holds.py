@@ -53,12 +53,14 @@ class concurrency:  # noqa: N801 - used as a function that gives a context manag
         call, run = current_call(), current_run()
         self._refuse_deadlock(limit)
         hold = Hold(run or self, call, ((limit, self.occupy),), 0)
+        if engine.sharing is not None:
+            await engine.sharing.ensure(limit, self.occupy)
         try:
             async with asyncio.timeout(self.timeout):
                 await engine.executor.hold(hold)
         except TimeoutError:
             raise QueueTimeout(
-                f"no {self.occupy} of the limit {self.name!r} ({limit.size:g}) came free within"
+                f"no {self.occupy} of the limit {self.name!r} ({limit.whole:g}) came free within"
                 f" {self.timeout:g} s"
             ) from None
         hold.carrier = asyncio.current_task()
@@ -91,10 +93,10 @@ class concurrency:  # noqa: N801 - used as a function that gives a context manag
             for hold in _holders(self._engine).get(self.name, ())
             if hold.carrier is carrier
         )
-        if self.occupy > limit.size > 0 or (held and held + self.occupy > limit.size):
+        if self.occupy > limit.whole > 0 or (held and held + self.occupy > limit.whole):
             raise ConcurrencyDeadlock(
                 f"{self.occupy} of the limit {self.name!r} can never come free: its size is"
-                f" {limit.size:g}, and the code that asks for it holds {held} of it itself"
+                f" {limit.whole:g}, and the code that asks for it holds {held} of it itself"
             )
 
     def __enter__(self) -> concurrency:

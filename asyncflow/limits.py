@@ -109,22 +109,32 @@ class Slots:
 
     Attributes:
         used: units held now.
+        whole: its size; `size`: the part of that which may be used here, where other engines
+            use the same limit.
         open: whether the machine has it on its list of limits to look at.
     """
 
-    __slots__ = ("line", "name", "open", "size", "used")
+    __slots__ = ("line", "name", "open", "share", "size", "used", "whole")
     timed = False
 
     def __init__(self, name: str, size: float | None) -> None:
         self.name = name
         self.size: float = inf
+        self.whole: float = inf
+        self.share: float = inf
         self.used: float = 0
         self.line = Line()
         self.open = False
         self.resize(size)
 
     def resize(self, size: float | None) -> None:
-        self.size = inf if size is None else check_size(self.name, size)
+        self.whole = inf if size is None else check_size(self.name, size)
+        self.size = min(self.whole, self.share)
+
+    def allot(self, share: float) -> None:
+        """Use no more than this part of it."""
+        self.share = share
+        self.size = min(self.whole, share)
 
     def refresh(self, now: float) -> None:
         """Time changes nothing for it."""
@@ -133,7 +143,7 @@ class Slots:
         self.used += units
 
     def __repr__(self) -> str:
-        return f"<limit {self.name!r}: {self.used:g} of {self.size:g} in use, {self.line.n} wait>"
+        return f"<limit {self.name!r}: {self.used:g} of {self.whole:g} in use, {self.line.n} wait>"
 
 
 class Rate:
@@ -152,8 +162,10 @@ class Rate:
         "name",
         "open",
         "period",
+        "share",
         "size",
         "used",
+        "whole",
     )
     timed = True
 
@@ -162,17 +174,30 @@ class Rate:
         self.line = Line()
         self.open = False
         self.used: float = 0
+        self.share: float = inf
         self._granted: deque[float] = deque()
         self.resize(limit, period, burst)
 
     def resize(self, limit: float, period: float, burst: int | None = None) -> None:
         if not period > 0:
             raise InvalidOption(f"limit {self.name!r}: period={period!r}: give seconds above 0")
-        self.size = check_size(self.name, limit)
+        self.whole = check_size(self.name, limit)
+        self.size = min(self.whole, self.share)
         self.period = period
         self.burst = burst
         self._tokens = float(burst or 0)
         self._since: float | None = None
+
+    def allot(self, share: float) -> None:
+        """Use no more than this part of it."""
+        self.share = share
+        self.size = min(self.whole, share)
+
+    def last_use(self) -> float | None:
+        """When it was spent last, by the monotonic clock; None: not within a period."""
+        if self.burst is not None:
+            return self._since
+        return self._granted[-1] if self._granted else None
 
     def refresh(self, now: float) -> None:
         """Forget what has left the window."""

@@ -69,6 +69,8 @@ class Machine:
         self._tie = count()
         #: Rises whenever somebody gets in line, or a limit changes its size.
         self.joined = 0
+        #: Limits of which there is more, but in the hands of other engines.
+        self.hungry: set[Limit] = set()
         self.observer: Observer | None = None
 
     # --- beginning ----------------------------------------------------------------------------
@@ -193,6 +195,8 @@ class Machine:
                 if full is not None:
                     if full is limit:
                         # The head waits for more than there is, and nobody overtakes it.
+                        if limit.size < limit.whole:
+                            self.hungry.add(limit)
                         break
                     line.pop()
                     full.line.push(head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from asyncflow.errors import InvalidOption
 from asyncflow.limits import Limit, Rate, Slots
@@ -10,10 +10,15 @@ from asyncflow.machine import Machine
 
 
 class NamedLimits:
-    """Limits by name. One that nobody set lets everybody in."""
+    """Limits by name. One that nobody set lets everybody in.
 
-    def __init__(self, machine: Machine) -> None:
+    Args:
+        share: told of each limit that is given a size, to divide it with other engines.
+    """
+
+    def __init__(self, machine: Machine, share: Callable[[Limit], None] = lambda _: None) -> None:
         self._machine = machine
+        self._share = share
         self._limits: dict[str, Limit] = {}
         self._set: set[str] = set()
         self._declared: dict[str, tuple[float, float | None]] = {}
@@ -53,7 +58,7 @@ class NamedLimits:
                     f" {_told(limit, period)}: declare it once, or set it with engine.set_limit"
                 )
             found = self.get(name)
-            if found.size != limit or (period is not None) != found.timed:
+            if found.whole != limit or (period is not None) != found.timed:
                 self._resize(name, limit, period, None)
         return self.get(name)
 
@@ -70,6 +75,8 @@ class NamedLimits:
             old.resize(limit)
         else:
             self._replace(name, old, Slots(name, limit))
+        if limit is not None:
+            self._share(self.get(name))
         self._machine.resized(self.get(name))
 
     def _replace(self, name: str, old: Limit, new: Limit) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from asyncflow.shares import Demand, Part
+
 T = TypeVar("T")
 
 #: Results up to this many bytes stay in their row; larger ones go to files.
@@ -264,6 +266,20 @@ class Store(Protocol):
         ...
 
     def limits(self) -> list[LimitRow]: ...
+
+    def share(
+        self,
+        engine: int,
+        demands: Sequence[Demand],
+        is_alive: Callable[[int], bool],
+        now: float,
+    ) -> list[Part]:
+        """Divide named limits among the engines, all in one step: the parts of *engine*."""
+        ...
+
+    def drop_shares(self, engine: int, free_at: dict[str, float]) -> None:
+        """An engine has ended: it has nothing more, or until the given times of some limits."""
+        ...
 
     def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:
         """Root runs that have not ended (also PAUSED ones), each with the engine that owns it;

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from asyncflow.errors import ResultUnreadable, RunTaken
 from asyncflow.ids import new_run_id
+from asyncflow.shares import Demand, Part, ShareRow, divide
 from asyncflow.states import StateType
 from asyncflow.store.base import (
     ALL,
@@ -64,6 +65,7 @@ class MemoryStore:
         self._limits: dict[str, LimitRow] = {}
         self._requests: dict[tuple[int, str], float] = {}
         self._messages: list[MessageRow] = []
+        self._shares: dict[tuple[str, int], ShareRow] = {}
         self._last_pk = 0
         self._last_log = 0
 
@@ -251,6 +253,39 @@ class MemoryStore:
     @_whole
     def limits(self) -> list[LimitRow]:
         return [self._limits[name] for name in sorted(self._limits)]
+
+    @_whole
+    def share(
+        self,
+        engine: int,
+        demands: Sequence[Demand],
+        is_alive: Callable[[int], bool],
+        now: float,
+    ) -> list[Part]:
+        parts = []
+        for demand in demands:
+            rows = [row for row in self._shares.values() if row.limit == demand.limit]
+            part = divide(demand, engine, rows, is_alive, now)
+            for row in part.gone:
+                del self._shares[row.limit, row.engine]
+            for row in part.marked:
+                self._shares[row.limit, row.engine] = row
+            if part.row is not None:
+                self._shares[demand.limit, engine] = part.row
+            else:
+                self._shares.pop((demand.limit, engine), None)
+            parts.append(part)
+        return parts
+
+    @_whole
+    def drop_shares(self, engine: int, free_at: dict[str, float]) -> None:
+        for key, row in list(self._shares.items()):
+            if row.engine == engine and row.free_at is None:
+                when = free_at.get(row.limit)
+                if when is None:
+                    del self._shares[key]
+                else:
+                    self._shares[key] = row._replace(free_at=when, wanted=0.0)
 
     @_whole
     def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:

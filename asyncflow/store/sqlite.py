@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeVar
 
 from asyncflow.errors import ResultUnreadable, RunTaken, StoreClosed, StoreError
 from asyncflow.ids import new_run_id
+from asyncflow.shares import Demand, Part, ShareRow, divide
 from asyncflow.states import StateType
 from asyncflow.store.base import (
     ALL,
@@ -496,6 +497,42 @@ class SqliteStore:
             return [(run, engines.get(run.engine or 0)) for run in runs]
 
         return self._read(read)
+
+    def share(
+        self,
+        engine: int,
+        demands: Sequence[Demand],
+        is_alive: Callable[[int], bool],
+        now: float,
+    ) -> list[Part]:
+        parts = []
+        with self._transaction() as db:
+            for demand in demands:
+                rows = [
+                    ShareRow(*row)
+                    for row in db.execute(
+                        'SELECT "limit", engine, units, wanted, since, free_at FROM shares'
+                        ' WHERE "limit" = ?',
+                        (demand.limit,),
+                    )
+                ]
+                part = divide(demand, engine, rows, is_alive, now)
+                gone = [(row.limit, row.engine) for row in part.gone]
+                if part.row is None:
+                    gone.append((demand.limit, engine))
+                db.executemany('DELETE FROM shares WHERE "limit" = ? AND engine = ?', gone)
+                kept = [*part.marked, *([part.row] if part.row is not None else [])]
+                db.executemany("INSERT OR REPLACE INTO shares VALUES (?,?,?,?,?,?)", kept)
+                parts.append(part)
+        return parts
+
+    def drop_shares(self, engine: int, free_at: dict[str, float]) -> None:
+        with self._transaction() as db:
+            db.executemany(
+                'UPDATE shares SET free_at = ?, wanted = 0 WHERE engine = ? AND "limit" = ?',
+                [(when, engine, limit) for limit, when in free_at.items()],
+            )
+            db.execute("DELETE FROM shares WHERE engine = ? AND free_at IS NULL", (engine,))
 
     def request(self, run: int, kind: str, time: float) -> None:
         with self._transaction() as db:

@@ -32,3 +32,14 @@ CREATE TABLE cache (
     result BLOB
 ) WITHOUT ROWID;
 CREATE INDEX cache_expires ON cache (expires_at) WHERE expires_at IS NOT NULL;
+
+-- What each engine may use of a named limit: a dead engine's part comes back by itself.
+CREATE TABLE shares (
+    "limit" TEXT NOT NULL,
+    engine INTEGER NOT NULL,
+    units REAL NOT NULL,
+    wanted REAL NOT NULL,
+    since REAL NOT NULL,
+    free_at REAL,
+    PRIMARY KEY ("limit", engine)
+) WITHOUT ROWID;

@@ -1,0 +1,152 @@
+"""Named limits hold for all engines on one store together."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncflow import Engine, QueueTimeout, concurrency, flow, rate_limit, task
+
+NOW: list[int] = []
+MOST: list[int] = []
+DONE: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncflow.sharing.CALM", 0.01)
+    monkeypatch.setattr("asyncflow.sharing.HURRY", 0.005)
+    monkeypatch.setattr("asyncflow.shares.QUANTUM", 0.02)
+    for found in (NOW, MOST, DONE):
+        found.clear()
+
+
+async def work(i: int) -> None:
+    NOW.append(i)
+    MOST.append(len(NOW))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    NOW.remove(i)
+    DONE.append(i)
+
+
+@task(limits={"shared": 1})
+async def limited(i: int) -> None:
+    await work(i)
+
+
+@task(tags={"shared"})
+async def tagged(i: int) -> None:
+    await work(i)
+
+
+@flow
+async def many(first: int, which: str) -> None:
+    await {"limited": limited, "tagged": tagged}[which].map(range(first, first + 100))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("which", ["limited", "tagged"])
+async def test_two_engines_together_keep_a_limit(path: Path, size: int, which: str) -> None:
+    async with Engine(path) as one, Engine(path) as other, asyncio.timeout(30):
+        name = "shared" if which == "limited" else "tag:shared"
+        await one.set_limit(name, size)
+        await other.set_limit(name, size)
+        runs = [await one.submit(many, 0, which), await other.submit(many, 1000, which)]
+        for run in runs:
+            await run
+    assert max(MOST) <= size
+    assert len(DONE) == 200
+    halves = [i >= 1000 for i in DONE]
+    assert True in halves[:150], "the second had its turn before the first was through"
+
+
+async def test_a_limit_that_one_engine_sets_holds_for_one_that_is_open(path: Path) -> None:
+    async with Engine(path) as one, Engine(path) as other:
+
+        @flow
+        async def hold(wait: bool) -> int:
+            async with concurrency("db", timeout=None):
+                if wait:
+                    await release.wait()
+            return 1
+
+        release = asyncio.Event()
+        first = await one.submit(hold, True)
+        second = await other.submit(hold, True)
+        await one.set_limit("db", 0)
+        async with asyncio.timeout(10):
+            while other.named.get("db").whole != 0:
+                await asyncio.sleep(0.01)
+        third = await other.submit(hold, False)
+        await asyncio.sleep(0)
+        assert not third.state.is_final()
+        await one.set_limit("db", None)
+        release.set()
+        async with asyncio.timeout(10):
+            assert [await run for run in (first, second, third)] == [1, 1, 1]
+
+
+async def test_who_waits_for_no_time_gets_what_is_free(path: Path) -> None:
+    async with Engine(path) as one, Engine(path) as other:
+
+        @flow
+        async def at_once(inner: Any = None) -> str:
+            try:
+                async with concurrency("one", limit=1, timeout=0):
+                    if inner is not None:
+                        return str(await other.run(at_once))
+                    return "in"
+            except QueueTimeout:
+                return "full"
+
+        assert await one.run(at_once) == "in"
+        assert await one.run(at_once.with_options(validate_parameters=False), 1) == "full"
+
+
+async def test_a_dead_engine_s_units_come_back(path: Path) -> None:
+    async with Engine(path) as living:
+        dying = Engine(path)
+        await dying.open()
+        inside = asyncio.Event()
+
+        @flow
+        async def hold(for_ever: bool) -> str:
+            async with concurrency("one", limit=1):
+                inside.set()
+                if for_ever:
+                    await asyncio.sleep(3600)
+            return "in"
+
+        await dying.submit(hold, True)
+        await inside.wait()
+        run = await living.submit(hold, False)
+        assert dying._lock is not None
+        dying._lock.drop()  # as the kernel does at the death of a process
+        async with asyncio.timeout(10):
+            assert await run == "in"
+        await dying.aclose()
+
+
+async def test_a_rate_holds_over_two_engines_and_a_restart(path: Path) -> None:
+    period, starts = 0.3, []
+
+    @flow
+    async def take(n: int) -> None:
+        for _ in range(n):
+            await rate_limit("api", limit=4, period=period)
+            starts.append(asyncio.get_running_loop().time())
+
+    async with Engine(path) as one, Engine(path) as other, asyncio.timeout(30):
+        runs = [await one.submit(take, 6), await other.submit(take, 6)]
+        for run in runs:
+            await run
+    async with Engine(path) as again, asyncio.timeout(30):
+        await again.run(take, 6)
+    starts.sort()
+    assert len(starts) == 18
+    windows = [later - first for first, later in zip(starts, starts[4:], strict=False)]
+    assert min(windows) >= period - 0.005
