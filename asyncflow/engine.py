@@ -1343,11 +1343,18 @@ class Engine:
             str(page.next_cursor) if page.next_cursor is not None else None,
         )
 
-    async def events(self, run_id: str) -> Listing[Event]:
-        """The story of one flow run: every move that it made, oldest first."""
+    async def events(
+        self, run_id: str | None = None, *, limit: int = 200, cursor: str | None = None
+    ) -> Listing[Event]:
+        """The moves of one flow run, or of all, oldest first."""
         await self._written()
-        row = await self._row(run_id)
-        return Listing([Event.of_row(row.id, r) for r in await self.reader.states(row.pk)])
+        pk = None if run_id is None else (await self._row(run_id)).pk
+        page = await self.reader.events(pk, _cursor(cursor) or 0, _limit(limit))
+        ids = await self.reader.run_ids(sorted({row.run for _, row in page.rows}))
+        return Listing(
+            [Event.of_row(ids.get(row.run, ""), row) for _, row in page.rows],
+            str(page.next_cursor) if page.next_cursor is not None else None,
+        )
 
     async def diff(self, first: str, second: str) -> RunDiff:
         """Where two runs differ: parameters, state and task runs, matched by their inputs.

@@ -563,7 +563,8 @@ class Executor:
                 self.machine.stopped(call, TaskCancelled(text), now, text)
             case S.FAILED:
                 error = state.result(raise_on_failure=False)
-                yield from self._failed(call, error, None, state.message)
+                name = None if state.name == "Failed" else state.name
+                yield from self._failed(call, error, name, state.message)
             case _:
                 text = f"{call.display} returned the state {state.name}, which ends nothing:"
                 text += " return Completed, Failed or Cancelled"

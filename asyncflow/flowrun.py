@@ -385,6 +385,7 @@ class Flows:
         before = carrier.cancelling() if carrier is not None else 0
         error: BaseException | None = None
         host: asyncio.CancelledError | None = None
+        run.told = None
         try:
             if run.options.hooks.on_running:
                 await engine.run_hooks(run.flow, run)
@@ -486,6 +487,7 @@ class Flows:
         if value.type is S.FAILED:
             error = value.result(raise_on_failure=False)
             assert isinstance(error, BaseException)
+            run.told = value.message, None if value.name == "Failed" else value.name
             return error
         return InvalidParameters(
             f"{run.display} returned the state {value.name}, which ends nothing: return"
@@ -691,6 +693,9 @@ class Flows:
         if isinstance(error, asyncio.CancelledError):
             text = "cancelled by its host"
             return S.CANCELLED, None, text, RunCancelled(f"{run.display} was {text}")
+        if run.told is not None:
+            text, name = run.told
+            return S.FAILED, name, text or str(error)[:1000], error
         return S.FAILED, None, f"{type(error).__name__}: {error}"[:1000], error
 
     def _late(self, run: Run) -> bool:

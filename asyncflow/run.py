@@ -415,6 +415,7 @@ class Run:
         seen_hashes, repeats: which identities occurred, to number equal calls.
         history: what the store knew of its calls when it was resumed, by identity.
         unseen: failed calls that nobody has looked at, by seq.
+        told: message and name of the Failed state that its code returned.
     """
 
     __slots__ = (
@@ -464,6 +465,7 @@ class Run:
         "stop",
         "story",
         "tags",
+        "told",
         "unseen",
         "value",
         "waiters",
@@ -514,6 +516,7 @@ class Run:
         self.stop: str | None = None
         self.pending = False
         self.cancel_message = ""
+        self.told: tuple[str, str | None] | None = None
         self.on: Any = None
         self.body: Any = None
         self.dirty = False

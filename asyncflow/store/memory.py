@@ -370,6 +370,19 @@ class MemoryReader:
         with self._store._lock:
             return [r for r in self._store._states if r.run == run]
 
+    async def events(self, run: int | None, after: int, limit: int) -> Page[tuple[int, StateRow]]:
+        with self._store._lock:
+            rows = (
+                (n, r)
+                for n, r in enumerate(self._store._states, 1)
+                if n > after and (run is None or r.run == run)
+            )
+            return _page(rows, limit, lambda row: row[0])
+
+    async def run_ids(self, runs: Sequence[int]) -> dict[int, str]:
+        with self._store._lock:
+            return {pk: self._store._runs[pk].id for pk in runs if pk in self._store._runs}
+
     async def engine(self, engine: int) -> EngineRow | None:
         with self._store._lock:
             return self._store._engines.get(engine)

@@ -929,6 +929,26 @@ class SqliteReader:
     async def states(self, run: int) -> list[StateRow]:
         return [StateRow(*row) for row in await self._all(STATES, (run,))]
 
+    async def events(self, run: int | None, after: int, limit: int) -> Page[tuple[int, StateRow]]:
+        one = "" if run is None else " AND run = ?"
+        values = (after,) if run is None else (after, run)
+        rows = await self._all(
+            "SELECT id, run, time, state, state_name, message, epoch FROM states"
+            f" WHERE id > ?{one} ORDER BY id LIMIT ?",
+            (*values, limit + 1),
+        )
+        return _page([(r[0], StateRow(*r[1:])) for r in rows], limit, lambda row: row[0])
+
+    async def run_ids(self, runs: Sequence[int]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for at in range(0, len(runs), 500):
+            some = runs[at : at + 500]
+            marks = ",".join("?" * len(some))
+            found.update(
+                await self._all(f"SELECT pk, id FROM flow_runs WHERE pk IN ({marks})", some)
+            )
+        return found
+
     async def engine(self, engine: int) -> EngineRow | None:
         rows = await self._all(
             "SELECT id, pid, host, boot_id, started_at, seen_at, closed_at FROM engines"

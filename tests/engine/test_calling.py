@@ -421,7 +421,7 @@ async def test_a_returned_state_decides_how_it_ended(engine: Engine) -> None:
         return Failed("no luck")
 
     run = await engine.submit(failing)
-    assert (await run.wait()).message == "RunFailed: no luck"
+    assert (await run.wait()).message == "no luck"
 
 
 async def test_stream_pulls_lazily_and_gives_all_results(engine: Engine) -> None:
@@ -616,3 +616,29 @@ async def test_a_parameter_may_be_called_key_or_priority(engine: Engine) -> None
         return [await look_up.submit(key="a", priority=3), *await look_up.map(["b"])]
 
     assert await engine.run(main) == [("a", 3), ("b", 0)]
+
+
+async def test_a_returned_failed_state_keeps_its_message_and_name(engine: Engine) -> None:
+    @flow
+    async def main() -> object:
+        return Failed("no luck", name="Unlucky")
+
+    state = await (await engine.submit(main)).wait()
+    assert (state.type.value, state.name, state.message) == ("FAILED", "Unlucky", "no luck")
+
+
+async def test_events_of_all_runs_come_page_by_page(engine: Engine) -> None:
+    @flow
+    async def main() -> None:
+        pass
+
+    runs = [await engine.submit(main) for _ in range(3)]
+    for run in runs:
+        await run
+    everything = await engine.events(limit=100)
+    assert {event.run_id for event in everything} == {run.id for run in runs}
+    first = await engine.events(limit=4)
+    rest = await engine.events(limit=100, cursor=first.next_cursor)
+    assert [*first, *rest] == list(everything)
+    own = await engine.events(runs[0].id)
+    assert [event.name for event in own] == ["Scheduled", "Running", "Completed"]
