@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 MASK = "**********"
 
@@ -24,7 +26,9 @@ class Masker:
         if len(secret) < SHORTEST or secret in self._texts:
             return
         # The longer first, so that a secret inside another leaves no rest of it.
-        self._texts = tuple(sorted({*self._texts, secret}, key=len, reverse=True))
+        self._texts = tuple(
+            sorted({*self._texts, secret, *_encoded(secret)}, key=len, reverse=True)
+        )
         forms = {json.dumps(t)[1:-1] for t in self._texts}
         forms |= {json.dumps(t, ensure_ascii=False)[1:-1] for t in self._texts}
         self._data = tuple(
@@ -58,3 +62,12 @@ class Masker:
         for secret in self._data:
             data = data.replace(secret, MASK.encode())
         return data
+
+
+def _encoded(secret: str) -> set[str]:
+    """The other forms in which a secret gets into URLs and headers."""
+    raw = secret.encode("utf-8", "surrogatepass")
+    whole = base64.b64encode(raw).decode()
+    urls = {quote(raw), quote(raw, safe=""), quote_plus(raw)}
+    # The padding, and the last letter that depends on what follows, may be missing.
+    return {form for form in {*urls, whole, whole.rstrip("=")} if len(form) >= SHORTEST}

@@ -192,8 +192,16 @@ class Parameters:
         """Parameters from the store; *given* replaces some of them.
 
         Raises:
-            InvalidParameters: a secret, which is not stored, is missing.
+            InvalidParameters: a secret, which is not stored, is missing; or there is no
+                parameter of a given name.
         """
+        known = self.signature.parameters
+        for name in given or ():
+            if name not in known:
+                raise InvalidParameters(
+                    f"flow {self._flow!r} has no parameter {name!r}: its signature is"
+                    f" {self._flow}{self.signature}"
+                )
         values: dict[str, Any] = {}
         for name, value in json.loads(data or b"{}").items():
             if given and name in given:

@@ -140,18 +140,32 @@ def asked_delay(error: BaseException, now: float) -> float | None:
     """The delay that a server asked for through *error*, in seconds, or None.
 
     It is read from `RetryAfter`, or from a ``Retry-After`` header (RFC 9110, 10.2.3: seconds or
-    a date) of anything that carries ``headers``, such as `aiohttp.ClientResponseError`.
+    a date) of anything that carries ``headers``, such as `aiohttp.ClientResponseError`, or
+    ``response.headers``, such as the errors of httpx and requests.
     """
     if isinstance(error, RetryAfter):
         return error.seconds
-    headers = getattr(error, "headers", None)
-    if headers is None or isinstance(error, AsyncflowError):
+    if isinstance(error, AsyncflowError):
         return None
+    for holder in (error, _quietly(error, "response")):
+        headers = _quietly(holder, "headers")
+        if headers is None:
+            continue
+        try:
+            text = headers.get("Retry-After")
+        except Exception:
+            text = None  # headers of a kind that we do not know
+        if isinstance(text, str):
+            return parse_retry_after(text, now)
+    return None
+
+
+def _quietly(owner: object, name: str) -> Any:
+    """An attribute; None where there is none, or asking for it fails (as httpx does)."""
     try:
-        text = headers.get("Retry-After")
+        return getattr(owner, name, None)
     except Exception:
         return None
-    return parse_retry_after(text, now) if isinstance(text, str) else None
 
 
 def parse_retry_after(text: str, now: float) -> float | None:
