@@ -32,6 +32,7 @@ from asyncflow.cli.output import (
 )
 from asyncflow.engine import Engine, default_database
 from asyncflow.errors import AsyncflowError, StoreError, UnknownRun
+from asyncflow.ownership import is_alive
 from asyncflow.parameters import masked
 from asyncflow.states import StateType, parse_types
 from asyncflow.store.base import (
@@ -69,6 +70,19 @@ async def _reading(db: str | None) -> AsyncIterator[Reader]:
         yield reader
     finally:
         await reader.aclose()
+
+
+def as_it_is(row: RunRow, db: str | None) -> RunRow:
+    """The row of a run; of one whose process has died, what it is until somebody recovers it."""
+    if row.engine is None or StateType(row.state).is_final:
+        return row
+    path = Path(db) if db else default_database()
+    if is_alive(Path(f"{path}.locks"), row.engine):
+        return row
+    text = "its process has died: go on with `asyncflow recover`"
+    return row._replace(
+        state=StateType.PAUSED.value, state_name="Interrupted", message=text, engine=None
+    )
 
 
 def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -137,13 +151,14 @@ def list_runs(
                     limit=limit,
                 )
             )
+        rows = [as_it_is(row, db) for row in page.rows]
         if as_json:
-            print_json([run_json(row) for row in page.rows])
+            print_json([run_json(row) for row in rows])
             return 0
-        if not page.rows:
+        if not rows:
             say("no runs" + (" that fit" if states or flow or tags else " yet"))
             return 0
-        say(table(("ID", "FLOW", "STATE", "CREATED", "TOOK", "MESSAGE"), map(_run_line, page.rows)))
+        say(table(("ID", "FLOW", "STATE", "CREATED", "TOOK", "MESSAGE"), map(_run_line, rows)))
         if page.next_cursor is not None:
             say(f"(the newest {limit}; more with --limit)")
         return 0
@@ -229,7 +244,7 @@ def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> 
     async def work() -> int:
         async with _reading(db) as reader:
             row = await find_run(reader, run_id)
-            tree = await _read_tree(reader, row, all_tasks or as_json)
+            tree = await _read_tree(reader, as_it_is(row, db), all_tasks or as_json)
             states = await reader.states(row.pk)
         if as_json:
             story = [
@@ -238,7 +253,7 @@ def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> 
             ]
             print_json({**_tree_json(tree), "story": story})
             return 0
-        _say_head(row)
+        _say_head(tree.row)
         for line in _branches(tree, all_tasks):
             say(line)
         if len(states) > 2 or row.message:
@@ -298,6 +313,8 @@ def _say_head(row: RunRow) -> None:
         say(f"tags: {', '.join(map(clean, row.tags))}")
     if row.recoveries and state is not StateType.COMPLETED:
         say(f"recovered {row.recoveries} times in a row without completing anything")
+    if state is StateType.PAUSED and row.message:
+        say(one_line(row.message, 300))
     if row.error is not None:
         say(click.style(f"error: {one_line(_error_text(row.error), 500)}", fg="red"))
 
@@ -511,7 +528,7 @@ def watch_run(*, run_id: str, db: str | None) -> int:
             row = await find_run(reader, run_id)
             before, began = "", time.monotonic()
             while True:
-                row = await find_run(reader, row.id)
+                row = as_it_is(await find_run(reader, row.id), db)
                 state = StateType(row.state)
                 counts = await reader.task_counts(row.pk)
                 line = f"{clean(row.flow_name)} {row.state_name}: {_in_a_line(counts)}"
@@ -521,13 +538,15 @@ def watch_run(*, run_id: str, db: str | None) -> int:
                 elif line != before:
                     say(f"{duration(time.monotonic() - began):>8}  {line}")
                 before = line
-                if state.is_final or state is StateType.PAUSED:
+                if state.is_final or row.engine is None:
                     break
                 await asyncio.sleep(POLL)
         if sys.stdout.isatty():
             say("")
         if row.error is not None:
             say(one_line(_error_text(row.error), 500), error=True)
+        elif state is StateType.PAUSED:
+            say(one_line(row.message, 500), error=True)
         return EXITS.get(state, 1)
 
     return _answered(work)

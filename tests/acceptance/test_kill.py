@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -131,3 +132,19 @@ def test_a_run_of_another_process_is_cancelled(folder: Path) -> None:
     assert "cancelled the run" in out, err
     process.communicate(timeout=30)
     assert process.returncode == 4
+
+
+def test_a_run_whose_process_died_is_not_shown_as_running(folder: Path) -> None:
+    process = asyncflow(folder, "run", "flows.py:main", "-q", "-p", "n=100000")
+    wait_until_done(folder, 5, process)
+    (alive,) = json.loads(asyncflow(folder, "runs", "ls", "--json").communicate(timeout=30)[0])
+    assert alive["state_name"] == "Running"
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    (dead,) = json.loads(asyncflow(folder, "runs", "ls", "--json").communicate(timeout=30)[0])
+    assert (dead["state"], dead["state_name"]) == ("PAUSED", "Interrupted")
+    assert "its process has died" in asyncflow(folder, "runs", "show", "last").communicate()[0]
+    watch = asyncflow(folder, "runs", "watch", "last")
+    _, err = watch.communicate(timeout=30)
+    assert watch.returncode == 130
+    assert "asyncflow recover" in err
