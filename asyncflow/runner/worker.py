@@ -25,6 +25,9 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 _SIZE = struct.Struct(">Q")
+#: The script whose functions are asked for, once it has been loaded. (Not told by `sys.modules`:
+#: importing `multiprocessing` sets ``__mp_main__`` to whatever is the main module.)
+_MAINS: list[str] = []
 
 
 def read_frame(pipe: BinaryIO) -> bytes | None:
@@ -56,7 +59,8 @@ class _Forward(logging.Handler):
 
 def _find(module: str, qualname: str, main: str | None) -> Any:
     """The function, or the task that wraps it, at ``module:qualname``."""
-    if main is not None and "__mp_main__" not in sys.modules:
+    if main is not None and main not in _MAINS:
+        _MAINS.append(main)
         _load_main(main)
     found: Any = sys.modules["__main__"] if main is not None else importlib.import_module(module)
     for part in qualname.split("."):
