@@ -1,9 +1,10 @@
 """The one writer of a store: runs blocking functions one after another, each to its end.
 
 A function runs on the writer's thread, or, when nothing else is being written and it is known
-to be short, in place on the event loop: a lone commit takes 20-30 us in place, 115-175 us
-through the thread while the loop is idle and 185-375 us while it is busy (synchronous=NORMAL,
-2 cores, ext4; ``python -m benchmarks.store_write`` measures it). Either way no two run at once,
+to be short, in place on the event loop: a lone commit takes 20-30 us in place, and through the
+thread 50-140 us while the loop is idle and 70-325 us while it is busy, the less where both are
+on one core (synchronous=NORMAL, 2 cores, ext4; ``python -m benchmarks.store_write`` measures
+it). Either way no two run at once,
 and none can be cut off in the middle: cancelling a waiter does not stop the write.
 """
 

@@ -253,6 +253,8 @@ def _peers(document: Document) -> str:
         ]
         if any(v["ran again"]):
             lines.append(f"{v['name']} ran tasks again on resume, by round: {v['ran again']}.")
+    if any(v["ran again"] for v in found) and not any(any(v["ran again"]) for v in found):
+        lines.append("No task ran again on resume.")
     lines += [f"Not measured: {name} ({why})." for name, why in document["not measured"].items()]
     names = {f"{n} {x}" for v in found for n, x in v["versions"].items() if n not in COMMON}
     lines.append(
@@ -263,13 +265,16 @@ def _peers(document: Document) -> str:
 
 
 def _commits(document: Document) -> str:
-    """One row for each way to write."""
-    rows = [["synchronous", "where", "rows", "a commit", "a row"]]
+    """One row for each way to write, one column for each number of rows."""
+    sizes = sorted({one["rows"] for one in document["results"]})
+    ways: dict[tuple[str, str], dict[int, str]] = {}
     for one in document["results"]:
-        samples = [us / 1e6 for us in one["us a commit"]]
-        row = duration(statistics.median(samples) / one["rows"])
-        rows.append([one["synchronous"], one["where"], str(one["rows"]), spread(samples), row])
-    return grid(rows, left=(0, 1))
+        cells = ways.setdefault((one["synchronous"], one["where"]), {})
+        cells[one["rows"]] = spread([us / 1e6 for us in one["us a commit"]])
+    head = [f"{n:,} row" if n == 1 else f"{n:,} rows" for n in sizes]
+    rows = [["synchronous", "where", *head]]
+    rows += [[*way, *(cells.get(n, "-") for n in sizes)] for way, cells in ways.items()]
+    return f"{grid(rows, left=(0, 1))}\n\nTime of one commit."
 
 
 TABLES: dict[str, Callable[[Document], str]] = {

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ from benchmarks.report import Document, machine, machine_line, markdown_of
 ROWS = (1, 10, 100, 1000)
 #: PRAGMA synchronous of the levels of durability that wait for a commit.
 SYNC = {"strict": "NORMAL", "full": "FULL"}
-PLACES = ("in place", "thread", "thread, busy loop")
+#: Left to itself the kernel puts the loop and the writer's thread on one core or on two, for
+#: seconds on end, and what the way through the thread costs depends on which: so each is asked.
+CORES = ("one core", "two cores")
+LOOPS = ("idle", "busy")
 
 
 @dataclass
@@ -39,7 +43,25 @@ class Cell:
     durability: str
     place: str
     rows: int
+    busy: bool = False  #: whether the loop has other things to do meanwhile
+    cores: tuple[int, int] | None = None  #: for the loop and the thread; None: as it comes
     us: list[float] = field(default_factory=list)
+
+
+def places() -> list[Cell]:
+    """Where a commit can be made, here: pinned only where the system can do that."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    through: list[tuple[str, bool, tuple[int, int] | None]]
+    if len(cores) < 2:
+        through = [(f"thread, {loop} loop", loop == "busy", None) for loop in LOOPS]
+    else:
+        pairs = dict(zip(CORES, ((cores[0], cores[0]), (cores[0], cores[1])), strict=True))
+        through = [
+            (f"thread, {loop} loop, {name}", loop == "busy", pair)
+            for loop in LOOPS
+            for name, pair in pairs.items()
+        ]
+    return [Cell("", "in place", 0), *(Cell("", n, 0, busy, pair) for n, busy, pair in through)]
 
 
 class Target:
@@ -142,6 +164,23 @@ async def _busy_loop() -> AsyncIterator[None]:
             await turning
 
 
+@asynccontextmanager
+async def _pinned(target: Target, cores: tuple[int, int] | None) -> AsyncIterator[None]:
+    """The loop's thread and the writer's, each on its core."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    # Of the thread that asks, not of the process.
+    os.sched_setaffinity(0, {cores[0]})
+    await target.writer.do(lambda: os.sched_setaffinity(0, {cores[1]}))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+        await target.writer.do(lambda: os.sched_setaffinity(0, before))
+
+
 async def _commits(cell: Cell, target: Target, commits: int) -> float:
     """The median of so many commits, microseconds."""
     write: Callable[[Target, Writes], Awaitable[None]]
@@ -149,7 +188,8 @@ async def _commits(cell: Cell, target: Target, commits: int) -> float:
     batches = [target.writes(cell.rows) for _ in range(commits)]
     took = []
     async with AsyncExitStack() as stack:
-        if "busy" in cell.place:
+        await stack.enter_async_context(_pinned(target, cell.cores))
+        if cell.busy:
             await stack.enter_async_context(_busy_loop())
         for batch in batches:
             began = time.perf_counter()
@@ -162,7 +202,12 @@ async def _commits(cell: Cell, target: Target, commits: int) -> float:
 
 async def measure(folder: Path, rounds: int, commits: int) -> list[Cell]:
     """All cells, one after another in each round, so that a slow minute slows all of them."""
-    cells = [Cell(d, place, rows) for d in SYNC for place in PLACES for rows in ROWS]
+    cells = [
+        replace(place, durability=durability, rows=rows, us=[])
+        for durability in SYNC
+        for place in places()
+        for rows in ROWS
+    ]
     targets = {durability: Target(folder, durability) for durability in SYNC}
     try:
         for cell in cells:  # unmeasured: statements are prepared, files have grown

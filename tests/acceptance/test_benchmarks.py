@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -52,9 +53,22 @@ def test_the_benchmark_of_commits_measures_every_way_to_write(
     arguments = ["--rounds", "1", "--commits", "2", "--folder", str(tmp_path)]
     assert store_write.main([*arguments, "--json", str(file)]) == 0
     found = json.loads(file.read_text())["results"]
-    assert len(found) == 2 * 3 * 4
+    ways = 2 * len(store_write.places())
+    assert len(found) == ways * len(store_write.ROWS)
     assert all(one["us a commit"][0] > 0 for one in found)
-    assert len(re.findall(r"^\| (?:NORMAL|FULL) ", capsys.readouterr().out, re.M)) == 24
+    assert len(re.findall(r"^\| (?:NORMAL|FULL) ", capsys.readouterr().out, re.M)) == ways
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="threads cannot be pinned to two cores here",
+)
+def test_the_benchmark_of_commits_leaves_the_cores_as_they_were(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    pinned = {cell.cores for cell in store_write.places()}
+    assert len(pinned) == 3  # none, one core, two cores
+    asyncio.run(store_write.measure(tmp_path, 1, 1))
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.fixture
