@@ -4,8 +4,8 @@ A function runs on the writer's thread, or, when nothing else is being written a
 to be short, in place on the event loop: a lone commit takes 20-30 us in place, and through the
 thread 50-140 us while the loop is idle and 70-325 us while it is busy, the less where both are
 on one core (synchronous=NORMAL, 2 cores, ext4; ``python -m benchmarks.store_write`` measures
-it). Either way no two run at once,
-and none can be cut off in the middle: cancelling a waiter does not stop the write.
+it). Either way no two run at once, and none can be cut off in the middle: cancelling a waiter
+does not stop the write.
 """
 
 from __future__ import annotations
