@@ -200,6 +200,9 @@ class Machine:
                         break
                     line.pop()
                     full.line.push(head)
+                    if full.timed or full.size < full.whole:
+                        # Time, or another engine, has what it lacks: that line is looked at too.
+                        self._reopen(full)
                     continue
                 waiter = self._take(line, head)
                 if waiter is None:

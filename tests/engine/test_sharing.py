@@ -64,6 +64,16 @@ async def test_two_engines_together_keep_a_limit(path: Path, size: int, which: s
     assert True in halves[:150], "the second had its turn before the first was through"
 
 
+@pytest.mark.parametrize("period", [None, 0.01])
+async def test_a_shared_limit_is_asked_for_behind_a_limit_of_the_flow(
+    path: Path, period: float | None
+) -> None:
+    async with Engine(path) as engine, asyncio.timeout(30):
+        await engine.set_limit("shared", 2, period)
+        await engine.run(many.with_options(max_concurrency=3), 0, "limited")
+    assert len(DONE) == 100
+
+
 async def test_a_limit_that_one_engine_sets_holds_for_one_that_is_open(path: Path) -> None:
     async with Engine(path) as one, Engine(path) as other:
 
