@@ -50,8 +50,9 @@ from asyncflow.masking import Masker
 from asyncflow.named import NamedLimits
 from asyncflow.ownership import EngineLock, is_alive
 from asyncflow.parameters import masked
-from asyncflow.registry import find, has_changed
+from asyncflow.registry import find, has_changed, keep_last
 from asyncflow.resources import Opened, Resource
+from asyncflow.retention import Retention
 from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.runner.threads import Threads
 from asyncflow.sharing import Sharing, unshared
@@ -227,6 +228,8 @@ class Engine:
             "relaxed" does not wait for the disk, "off" stores no task runs at all.
         max_recoveries: recoveries of a run in a row without a newly completed task.
         cancel_grace_seconds: how long code may take to stop.
+        retention_days: ended runs that are older are removed from the store, in the background
+            and with all that belongs to them; None keeps all.
         suspend_after_seconds: a run that has only waited (`sleep`, `wait_for_event`,
             `pause_flow_run`) for so long leaves memory until the wait is over; its body is
             replayed then. None keeps all in memory.
@@ -247,6 +250,7 @@ class Engine:
         durability: str = "strict",
         max_recoveries: int = 3,
         cancel_grace_seconds: float = 30.0,
+        retention_days: float | None = 30.0,
         suspend_after_seconds: float | None = 60.0,
         seed: int | None = None,
         clock: Clock | None = None,
@@ -259,6 +263,11 @@ class Engine:
         self.durability = durability
         self.max_recoveries = max_recoveries
         self.grace = float(cancel_grace_seconds)
+        if retention_days is not None and not retention_days > 0:
+            raise InvalidOption(
+                f"retention_days={retention_days!r}: give days above 0, or None to keep all"
+            )
+        self._retention_days = retention_days
         self._suspend_after = suspend_after_seconds
         self.clock = clock or WallClock()
         self.rng = Random(seed)
@@ -350,6 +359,8 @@ class Engine:
         self._logs = self._capture_logs()
         self._polling: asyncio.TimerHandle | None = None
         self._watching: asyncio.TimerHandle | None = None
+        self.retention = Retention(self, self._retention_days, keep_last)
+        self.retention.start()
         self._open = True
 
     def _make_store(self) -> ReadableStore:
@@ -398,6 +409,7 @@ class Engine:
         for timer in (self._polling, self._watching):
             if timer is not None:
                 timer.cancel()
+        await self.retention.aclose()
         await self._interrupt_all("its engine was closed")
         await self._resources.aclose(self.report)
         for runner in self._runners.values():

@@ -206,13 +206,14 @@ class Executor:
                     if not call.made.settled:
                         machine.settle(call.made)
                     continue
-                if call.batch.results[call.index] is not call:
+                its = call.batch
+                if its.results[call.index] is not call:
                     continue  # nobody had to wait for its record
-                if call.batch is not batch:
+                if its is not batch:
                     if batch is not None and count:
                         machine.items_completed(batch, count)
-                    batch, count = call.batch, 0
-                batch.results[call.index] = call.value
+                    batch, count = its, 0
+                its.results[call.index] = call.value
                 count += 1
             elif call.phase is _COMPLETED and not call.spec.has_hooks:
                 if not call.settled:
@@ -320,6 +321,8 @@ class Executor:
         while call is not None:
             spec = call.spec
             waits = False
+            began = 0.0
+            awaited = value = coro = context = None
             if step is None and call.phase.is_final:
                 # It was cancelled after it was chosen, which gave its slots back.
                 pass
@@ -331,7 +334,8 @@ class Executor:
                         machine.start(call, time())
                         context = call.context.copy()
                         context.run(_set_current, call)
-                        began = self.loop.time() if call.options.timeout is not None else 0.0
+                        if call.options.timeout is not None:
+                            began = self.loop.time()
                         coro = call.body = spec.fn(*call.args, **call.kwargs)
                         try:
                             awaited = context.run(coro.send, None)

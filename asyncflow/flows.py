@@ -29,7 +29,7 @@ FLOW_OPTIONS = frozenset(
         "name", "retries", "retry_delay_seconds", "retry_jitter_factor", "retry_on",
         "retry_condition_fn", "retry_budget", "timeout_seconds", "total_timeout_seconds", "tags",
         "max_concurrency", "serializer", "persist_result", "log_prints", "flow_run_name",
-        "cancel_grace_seconds", "description", "version", "max_recoveries",
+        "cancel_grace_seconds", "description", "version", "max_recoveries", "keep_last",
         "validate_parameters", *HOOKS,
     }
 )  # fmt: skip
@@ -289,6 +289,8 @@ def flow(fn: Any = None, /, **options: Any) -> Any:
         log_prints: store what it and its tasks print as log lines.
         version: of the code; runs of another version are not resumed.
         max_recoveries: recoveries in a row without a newly completed task (3).
+        keep_last: so many of its ended runs are kept in the store, older ones are removed;
+            without, the engine's `retention_days` decides alone.
         cancel_grace_seconds: how long its code may take to stop (30).
         on_running, on_completion, on_failure, on_cancellation, on_crashed: functions
             ``fn(flow, flow_run, state)``, or lists of them.

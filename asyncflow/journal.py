@@ -170,7 +170,7 @@ class Journal:
         size = 0
         last: Run | None = None
         for call in calls:
-            if call.__class__ is Item:
+            if isinstance(call, Item):
                 row = rows.item_row(call, warn)
                 tasks.append(row)
                 ends.append(call)
@@ -180,7 +180,6 @@ class Journal:
                     last = call.batch.run
                     fences[last.pk] = last.epoch
                 continue
-            assert isinstance(call, Call)
             call.dirty = False
             if call.spec.is_flow:
                 # A child run keeps its own row; only its end as a call is settled here.

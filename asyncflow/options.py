@@ -49,6 +49,7 @@ def make_options(what: str, is_flow: bool, **given: Any) -> Options:
         description=given.get("description") or "",
         version=given.get("version"),
         max_recoveries=_count(what, "max_recoveries", given.get("max_recoveries"), 0),
+        keep_last=_count(what, "keep_last", given.get("keep_last"), 0),
         validate=given.get("validate_parameters") is not False,
     )
     _choice(what, "timeout_mode", options.timeout_mode, ("cancel", "soft"))

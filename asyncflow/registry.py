@@ -36,6 +36,15 @@ def register(flow: Flow[..., Any], *, replace: bool = True) -> None:
         _FLOWS[flow.key] = flow
 
 
+def keep_last() -> dict[str, int]:
+    """How many ended runs are kept of flows that say so, by name."""
+    return {
+        flow.name: flow.options.keep_last
+        for flow in list(_FLOWS.values())
+        if flow.options.keep_last is not None
+    }
+
+
 def reference(flow: Flow[..., Any]) -> str:
     """Where the code of a flow is, as JSON for the store."""
     module = getattr(flow.fn, "__module__", None) or ""

@@ -105,6 +105,7 @@ class Options:
     description: str = ""
     version: str | None = None
     max_recoveries: int | None = None
+    keep_last: int | None = None
     validate: bool = True
 
 

@@ -282,10 +282,11 @@ def _recorded(run: Run, kind: str, make: Any) -> bytes:
 
     def get() -> bytes:
         series = run.extra.decisions.flowing(kind, _parent(call))
-        value: bytes | None = series.replay()
-        if value is None:
-            value = make()
-            series.record(value)
+        known: bytes | None = series.replay()
+        if known is not None:
+            return known
+        value: bytes = make()
+        series.record(value)
         return value
 
     found: bytes = run.engine.call(get)

@@ -232,6 +232,76 @@ def runs_diff(**options: Any) -> None:
 
 
 @cli.group()
+def db() -> None:
+    """Check, copy, thin out and measure a database."""
+
+
+@db.command("migrate")
+@_db
+@_json
+def db_migrate(**options: Any) -> None:
+    """Bring a database to today's schema; a backup is made before."""
+    from asyncflow.cli.database import migrate
+
+    sys.exit(migrate(**options))
+
+
+@db.command("check")
+@_db
+@_json
+def db_check(**options: Any) -> None:
+    """Look for damage in the database and its result files. Exits with 1 where there is some."""
+    from asyncflow.cli.database import check
+
+    sys.exit(check(**options))
+
+
+@db.command("backup")
+@click.argument("target", metavar="FILE")
+@_db
+@_json
+def db_backup(**options: Any) -> None:
+    """Copy the database as it is at one moment, while others use it."""
+    from asyncflow.cli.database import backup
+
+    sys.exit(backup(**options))
+
+
+@db.command("prune")
+@click.option("--older-than", default="30d", show_default=True, help="Age: 30d, 12h, 90m, ...")
+@click.option("--flow", help="Only runs of this flow.")
+@click.option("--keep-last", default=0, type=click.IntRange(0), help="Keep so many of each flow.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@_db
+@_json
+def db_prune(**options: Any) -> None:
+    """Remove runs that ended long ago, with all that belongs to them."""
+    from asyncflow.cli.database import prune
+
+    sys.exit(prune(**options))
+
+
+@db.command("vacuum")
+@_db
+@_json
+def db_vacuum(**options: Any) -> None:
+    """Give freed space back to the disk; others wait meanwhile."""
+    from asyncflow.cli.database import vacuum
+
+    sys.exit(vacuum(**options))
+
+
+@db.command("stats")
+@_db
+@_json
+def db_stats(**options: Any) -> None:
+    """Sizes and counts."""
+    from asyncflow.cli.database import stats
+
+    sys.exit(stats(**options))
+
+
+@cli.group()
 def events() -> None:
     """Events that runs wait for."""
 

@@ -318,6 +318,25 @@ class Store(Protocol):
         """Remove a run and everything below it, files included; how many runs went."""
         ...
 
+    def expired(
+        self, before: float, flow: str | None, keep: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Root runs that ended before a time, oldest first: pk and id.
+
+        Args:
+            before: seconds since the epoch.
+            flow: only runs of this flow; None: of all.
+            keep: so many of the newest ended runs of each flow are left out.
+        """
+        ...
+
+    def trim_run(self, run: int, rows: int) -> bool:
+        """Remove about *rows* rows of what belongs to an ended run, in one short transaction.
+
+        Returns whether so little is left that `delete_run` is short, too.
+        """
+        ...
+
     def load_file(self, name: str) -> bytes:
         """The bytes of a large result; ResultUnreadable when they are gone or damaged."""
         ...

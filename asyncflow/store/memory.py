@@ -225,6 +225,27 @@ class MemoryStore:
         self._states = [r for r in self._states if r.run not in below]
         return gone
 
+    @_whole
+    def expired(
+        self, before: float, flow: str | None, keep: int, limit: int
+    ) -> list[tuple[int, str]]:
+        ended: dict[str, list[RunRow]] = {}
+        for row in self._runs.values():
+            if row.parent is None and StateType(row.state).is_final:
+                ended.setdefault(row.flow_name, []).append(row)
+        found = [
+            row
+            for name, rows in ended.items()
+            if flow is None or name == flow
+            for row in sorted(rows, key=lambda row: row.pk)[: max(0, len(rows) - keep)]
+            if (row.ended_at or row.created_at) < before
+        ]
+        return [(row.pk, row.id) for row in sorted(found, key=lambda row: row.pk)[:limit]]
+
+    def trim_run(self, run: int, rows: int) -> bool:
+        """Nothing here takes long."""
+        return True
+
     def load_file(self, name: str) -> bytes:
         raise ResultUnreadable(f"there is no result file {name[:80]!r}: this store has no files")
 

@@ -61,6 +61,8 @@ WAL_PAGES = 1000
 
 _UNFINISHED = tuple(s.value for s in StateType if not s.is_final)
 _MARKS = ",".join("?" * len(_UNFINISHED))
+_ENDED = tuple(s.value for s in StateType if s.is_final)
+_ENDED_MARKS = ",".join("?" * len(_ENDED))
 
 _RUN_COLUMNS = ", ".join(RunRow._fields)
 _TASK_PLAIN = (
@@ -188,6 +190,9 @@ class SqliteStore:
     def _migrate(self) -> None:
         """Bring the file to our schema, one transaction a step; safe when two do it at once."""
         db = self._connection
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if 0 < found < SCHEMA_VERSION:
+            self._back_up_before(found)
         for version, name in enumerate(MIGRATIONS, 1):
             if db.execute("PRAGMA user_version").fetchone()[0] >= version:
                 continue
@@ -197,6 +202,19 @@ class SqliteStore:
                         db.execute(statement)
                     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                     db.execute(f"PRAGMA user_version = {version}")
+
+    def _back_up_before(self, version: int) -> None:
+        """Keep the file as it was before its schema is changed, once."""
+        target = Path(f"{self.path}.schema-{version}.backup")
+        with contextlib.suppress(StoreError):
+            if not target.exists():
+                self.backup(target)
+                return
+        if not target.exists():
+            raise StoreError(
+                f"{self.path} has to be brought from schema {version} to {SCHEMA_VERSION}, and"
+                f" the backup {target} that is made before cannot be written: make room for it"
+            )
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -589,15 +607,7 @@ class SqliteStore:
 
     def delete_run(self, run: int) -> int:
         with self._transaction() as db:
-            below = [
-                r[0]
-                for r in db.execute(
-                    "WITH RECURSIVE below(pk) AS (VALUES (?) UNION"
-                    " SELECT f.pk FROM flow_runs f JOIN below ON f.parent = below.pk)"
-                    " SELECT pk FROM below",
-                    (run,),
-                )
-            ]
+            below = _below(db, run)
             files: set[bytes] = set()
             gone = 0
             for pk in below:
@@ -620,10 +630,166 @@ class SqliteStore:
                 db.execute("DELETE FROM messages WHERE run = ?", (pk,))
                 gone += db.execute("DELETE FROM flow_runs WHERE pk = ?", (pk,)).rowcount
             unused = [name for name in files if not _is_used(db, name)]
-        for name in unused:
+        self._unlink(unused)
+        return gone
+
+    def expired(
+        self, before: float, flow: str | None, keep: int, limit: int
+    ) -> list[tuple[int, str]]:
+        one = "" if flow is None else " AND flow_name = ?"
+        values: list[Any] = [*_ENDED, before, *([] if flow is None else [flow])]
+        newer = ""
+        if keep:
+            newer = (
+                " AND (SELECT count(*) FROM (SELECT 1 FROM flow_runs n"
+                " WHERE n.flow_name = f.flow_name AND n.pk > f.pk AND n.parent IS NULL"
+                f" AND n.state IN ({_ENDED_MARKS}) LIMIT ?)) >= ?"
+            )
+            values += [*_ENDED, keep, keep]
+        sql = (
+            f"SELECT pk, id FROM flow_runs f WHERE parent IS NULL AND state IN ({_ENDED_MARKS})"
+            f" AND coalesce(ended_at, created_at) < ?{one}{newer} ORDER BY pk LIMIT ?"
+        )
+        return self._read(lambda db: db.execute(sql, (*values, limit)).fetchall())
+
+    def trim_run(self, run: int, rows: int) -> bool:
+        left = rows
+        files: set[bytes] = set()
+        with self._transaction() as db:
+            for pk in _below(db, run):
+                low, high = pk << 32, pk << 32 | 0xFFFFFFFF
+                gone = db.execute(
+                    "DELETE FROM task_runs WHERE id IN (SELECT id FROM task_runs"
+                    " WHERE id BETWEEN ? AND ? LIMIT ?) RETURNING result_kind, result",
+                    (low, high, left),
+                ).fetchall()
+                files |= {result for kind, result in gone if kind in _FILES}
+                left -= len(gone)
+                if left > 0:
+                    left -= db.execute(
+                        "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE run = ? LIMIT ?)",
+                        (pk, left),
+                    ).rowcount
+                if left <= 0:
+                    break
+            unused = [name for name in files if not _is_used(db, name)]
+        self._unlink(unused)
+        return left > 0
+
+    def _unlink(self, names: Iterable[bytes]) -> None:
+        for name in names:
             text = name.decode()
             (self._results / text[:2] / f"{text}.bin").unlink(missing_ok=True)
-        return gone
+
+    # --- upkeep ---------------------------------------------------------------------------------
+
+    def backup(self, target: Path) -> int:
+        """Copy the whole database, as it is at one moment, while others use it; its bytes.
+
+        Raises:
+            StoreError: the target exists, or cannot be written.
+        """
+        if target.exists():
+            raise StoreError(f"{target} exists: give the backup another name, or remove it")
+        partial = target.with_name(f"{target.name}.partial")
+        try:
+            partial.unlink(missing_ok=True)
+            copy = sqlite3.connect(partial)
+            try:
+                self._connection.backup(copy, pages=4096)
+                copy.execute("PRAGMA journal_mode = DELETE").fetchone()
+            finally:
+                copy.close()
+            os.chmod(partial, 0o600)
+            os.replace(partial, target)
+            return target.stat().st_size
+        except OSError as error:
+            raise StoreError(f"the backup {target} cannot be written: {error.strerror}") from None
+        except sqlite3.Error as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            self._translate(error)
+
+    def check(self) -> list[str]:
+        """What is wrong with the database and its files; empty where nothing is."""
+        problems: list[str] = []
+
+        def read(db: sqlite3.Connection) -> None:
+            for (line,) in db.execute("PRAGMA quick_check"):
+                if line != "ok":
+                    problems.append(str(line))
+            for table, column in (
+                ("logs", "run"), ("states", "run"), ("marks", "run"), ("requests", "run"),
+                ("messages", "run"), ("task_runs", "id >> 32"), ("attempts", "id >> 32"),
+            ):  # fmt: skip
+                (count,) = db.execute(
+                    f"SELECT count(*) FROM {table} WHERE {column} IS NOT NULL"
+                    f" AND {column} NOT IN (SELECT pk FROM flow_runs)"
+                ).fetchone()
+                if count:
+                    problems.append(f"{count:,} rows of {table} belong to no run")
+            names = {
+                row[0].decode()
+                for table in ("task_runs", "flow_runs")
+                for row in db.execute(
+                    f"SELECT result FROM {table} WHERE result_kind IN (?,?)", _FILES
+                )
+            }
+            for name in sorted(names):
+                try:
+                    self.load_file(name)
+                except ResultUnreadable as error:
+                    problems.append(str(error))
+            stray = [path for path in self._results.glob("??/*.bin") if path.name[:-4] not in names]
+            if stray:
+                problems.append(f"{len(stray):,} result files belong to no run, such as {stray[0]}")
+
+        self._read(read)
+        return problems
+
+    def stats(self) -> dict[str, Any]:
+        """Sizes and counts, for people."""
+
+        def read(db: sqlite3.Connection) -> dict[str, Any]:
+            def one(sql: str) -> Any:
+                return db.execute(sql).fetchone()[0]
+
+            tables = [
+                name
+                for (name,) in db.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table'"
+                    " AND name NOT LIKE 'sqlite_%' ORDER BY name"
+                )
+            ]
+            return {
+                "path": str(self.path),
+                "schema": one("PRAGMA user_version"),
+                "sqlite": sqlite3.sqlite_version,
+                "journal_mode": one("PRAGMA journal_mode"),
+                "bytes": one("PRAGMA page_count") * one("PRAGMA page_size"),
+                "free_bytes": one("PRAGMA freelist_count") * one("PRAGMA page_size"),
+                "wal_bytes": _size(Path(f"{self.path}-wal")),
+                "result_files": sum(1 for _ in self._results.glob("??/*.bin")),
+                "result_bytes": sum(p.stat().st_size for p in self._results.glob("??/*.bin")),
+                "rows": {name: one(f'SELECT count(*) FROM "{name}"') for name in tables},
+                "runs": dict(
+                    db.execute("SELECT state, count(*) FROM flow_runs GROUP BY state ORDER BY 1")
+                ),
+                "oldest_run": one("SELECT min(created_at) FROM flow_runs"),
+                "newest_run": one("SELECT max(created_at) FROM flow_runs"),
+            }
+
+        return self._read(read)
+
+    def vacuum(self) -> tuple[int, int]:
+        """Give freed space back to the disk: bytes before and after. Others wait meanwhile."""
+        before = _size(self.path)
+        try:
+            self._patiently(lambda: self._connection.execute("VACUUM"))
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            self._translate(error)
+        return before, _size(self.path)
 
     def checkpoint(self) -> None:
         wal = Path(f"{self.path}-wal")
@@ -786,6 +952,26 @@ def _write_limits(db: sqlite3.Connection, rows: Iterable[LimitRow]) -> None:
             db.execute("DELETE FROM limits WHERE name = ?", (row.name,))
         else:
             db.execute("INSERT OR REPLACE INTO limits VALUES (?,?,?,?)", row)
+
+
+def _below(db: sqlite3.Connection, run: int) -> list[int]:
+    """A run and all runs below it, by pk."""
+    return [
+        row[0]
+        for row in db.execute(
+            "WITH RECURSIVE below(pk) AS (VALUES (?) UNION"
+            " SELECT f.pk FROM flow_runs f JOIN below ON f.parent = below.pk)"
+            " SELECT pk FROM below",
+            (run,),
+        )
+    ]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_used(db: sqlite3.Connection, name: bytes) -> bool:
