@@ -691,24 +691,28 @@ class SqliteStore:
         """
         if target.exists():
             raise StoreError(f"{target} exists: give the backup another name, or remove it")
-        partial = target.with_name(f"{target.name}.partial")
         try:
-            partial.unlink(missing_ok=True)
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.")
+            os.close(handle)
+        except OSError as error:
+            raise StoreError(f"the backup {target} cannot be written: {error.strerror}") from None
+        partial = Path(name)
+        try:
             copy = sqlite3.connect(partial)
             try:
                 self._connection.backup(copy, pages=4096)
                 copy.execute("PRAGMA journal_mode = DELETE").fetchone()
             finally:
                 copy.close()
-            os.chmod(partial, 0o600)
             os.replace(partial, target)
             return target.stat().st_size
         except OSError as error:
             raise StoreError(f"the backup {target} cannot be written: {error.strerror}") from None
         except sqlite3.Error as error:
+            self._translate(error)
+        finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-            self._translate(error)
 
     def check(self) -> list[str]:
         """What is wrong with the database and its files; empty where nothing is."""
