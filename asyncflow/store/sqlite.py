@@ -46,6 +46,7 @@ from asyncflow.store.base import (
     TaskRow,
     Writes,
 )
+from asyncflow.writer import uncancelled
 
 T = TypeVar("T")
 
@@ -1062,23 +1063,26 @@ class SqliteReader:
         return self._db
 
     async def _connect(self) -> Any:
+        opening = asyncio.ensure_future(self._opened())
+        try:
+            return await uncancelled(opening)
+        except asyncio.CancelledError:
+            # A connection that nobody waits for any more must not be lost with its thread.
+            if opening.exception() is None:
+                await _let_go(opening.result())
+            raise
+
+    async def _opened(self) -> Any:
         import aiosqlite
 
         uri = f"{self._store.path.resolve().as_uri()}?mode=ro"
         connection: Any = aiosqlite.connect(uri, uri=True, timeout=30)
         try:
             await connection
-        except sqlite3.Error as error:
-            # Its thread still tells the loop that it ends: the loop must not be closed before.
-            await asyncio.to_thread(getattr(connection, "_thread", connection).join, 5)
-            self._store._translate(error)
-        try:
             await connection.execute("PRAGMA query_only = ON")
-        except BaseException as error:
-            await connection.close()
-            if isinstance(error, sqlite3.Error):
-                self._store._translate(error)
-            raise
+        except sqlite3.Error as error:
+            await _let_go(connection)
+            self._store._translate(error)
         return connection
 
     async def _all(self, sql: str, values: Sequence[Any]) -> list[Any]:
@@ -1150,9 +1154,16 @@ class SqliteReader:
     async def aclose(self) -> None:
         db, self._db = self._db, None
         if db is not None:
-            await db.close()
-            # It has answered for the last time and ends at once: when we return, it has.
-            getattr(db, "_thread", db).join(1.0)
+            await _let_go(db)
+
+
+async def _let_go(connection: Any) -> None:
+    """Close a connection of aiosqlite, and see its thread end.
+
+    The thread tells the loop that it ends, then ends: the loop must not be closed before.
+    """
+    await connection.close()
+    getattr(connection, "_thread", connection).join(5)
 
 
 def _page(rows: list[T], limit: int, cursor: Callable[[T], int]) -> Page[T]:

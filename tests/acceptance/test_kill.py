@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
+import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -21,10 +23,14 @@ from asyncflow import flow, task
 def done(what):
     with open("done.txt", "a") as file:
         file.write(what + "\\\\n")
+    try:
+        os.write(int(os.environ["TOLD"]), b".")
+    except OSError:
+        pass  # the test has seen enough
 
 @task(retries=2)
 async def fetch(x: int) -> int:
-    await asyncio.sleep(0.003)
+    await asyncio.sleep(0.003)  # so that a kill finds work half done, as with real requests
     done(f"fetch {x}")
     return x
 
@@ -41,6 +47,11 @@ async def part(n: int) -> int:
 async def main(n: int = 150) -> int:
     a = await parse.map(fetch.map(range(n)))
     return sum(a) + await part(20)
+
+@flow
+async def endless() -> None:
+    await parse.map(range(10))
+    await asyncio.Event().wait()
 """.replace("\\\\", "\\")
 
 
@@ -50,15 +61,43 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def asyncflow(folder: Path, *args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "asyncflow", *args],
-        cwd=folder,
-        env={**os.environ, "ASYNCFLOW_DATABASE": str(folder / "state.db")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Process(subprocess.Popen[str]):
+    """The command line in a process of its own, which tells of each call that it has made."""
+
+    def __init__(self, folder: Path, *args: str) -> None:
+        self._told, told = os.pipe()
+        os.set_blocking(told, False)
+        super().__init__(
+            [sys.executable, "-m", "asyncflow", *args],
+            cwd=folder,
+            env={
+                **os.environ,
+                "ASYNCFLOW_DATABASE": str(folder / "state.db"),
+                "TOLD": str(told),
+            },
+            pass_fds=[told],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(told)
+
+    def wait_until_done(self, count: int) -> None:
+        """Wait until it has made so many calls, or has ended."""
+        while count > 0:
+            assert select.select([self._told], [], [], 60)[0], "it makes no calls"
+            told = os.read(self._told, count)
+            if not told:
+                break
+            count -= len(told)
+
+    def ends(self) -> tuple[str, str]:
+        """What it wrote, once it has ended."""
+        try:
+            return self.communicate(timeout=60)
+        finally:
+            self.kill()
+            os.close(self._told)
 
 
 def done(folder: Path) -> Counter[str]:
@@ -66,17 +105,9 @@ def done(folder: Path) -> Counter[str]:
     return Counter(file.read_text().splitlines()) if file.exists() else Counter()
 
 
-def wait_until_done(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 30
-    while sum(done(folder).values()) < count and process.poll() is None:
-        assert time.monotonic() < until
-        os.sched_yield()
-
-
 def completed(folder: Path) -> set[str]:
-    import sqlite3
-
-    with sqlite3.connect(f"file:{folder / 'state.db'}?mode=ro", uri=True) as db:
+    uri = f"file:{folder / 'state.db'}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
         rows = db.execute("SELECT task, identity FROM task_runs WHERE state = 'COMPLETED'")
         return {f"{task} {identity.hex()}" for task, identity in rows}
 
@@ -84,13 +115,13 @@ def completed(folder: Path) -> set[str]:
 @pytest.mark.parametrize("seed", range(5))
 def test_after_kill_9_recover_ends_with_the_same_result(folder: Path, seed: int) -> None:
     rng = Random(seed)
-    process = asyncflow(folder, "run", "flows.py:main", "-q")
-    wait_until_done(folder, rng.randint(1, 250), process)
+    process = Process(folder, "run", "flows.py:main", "-q")
+    process.wait_until_done(rng.randint(1, 250))
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.ends()
     kept, before = completed(folder), done(folder)
-    again = asyncflow(folder, "recover", "-q")
-    out, err = again.communicate(timeout=60)
+    again = Process(folder, "recover", "-q")
+    out, err = again.ends()
     assert again.returncode == 0, err
     n = 150
     assert str(sum(range(n)) + n + sum(range(1000, 1020))) in out
@@ -112,39 +143,39 @@ def test_after_kill_9_recover_ends_with_the_same_result(folder: Path, seed: int)
 def test_a_signal_leaves_the_run_interrupted_and_says_how_to_resume(
     folder: Path, number: signal.Signals, code: int
 ) -> None:
-    process = asyncflow(folder, "run", "flows.py:main")
-    wait_until_done(folder, 20, process)
+    process = Process(folder, "run", "flows.py:main")
+    process.wait_until_done(20)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.ends()
     assert process.returncode == code
     assert "Traceback" not in err
     (line,) = [line for line in err.splitlines() if "resume it with:" in line]
-    again = asyncflow(folder, *line.split("asyncflow ", 1)[1].split())
-    _, err = again.communicate(timeout=60)
+    again = Process(folder, *line.split("asyncflow ", 1)[1].split())
+    _, err = again.ends()
     assert again.returncode == 0, err
     assert max(done(folder).values()) <= 2
 
 
 def test_a_run_of_another_process_is_cancelled(folder: Path) -> None:
-    process = asyncflow(folder, "run", "flows.py:main", "-p", "n=100000")
-    wait_until_done(folder, 5, process)
-    out, err = asyncflow(folder, "cancel", "last").communicate(timeout=30)
+    process = Process(folder, "run", "flows.py:endless")
+    process.wait_until_done(5)
+    out, err = Process(folder, "cancel", "last").ends()
     assert "cancelled the run" in out, err
-    process.communicate(timeout=30)
+    process.ends()
     assert process.returncode == 4
 
 
 def test_a_run_whose_process_died_is_not_shown_as_running(folder: Path) -> None:
-    process = asyncflow(folder, "run", "flows.py:main", "-q", "-p", "n=100000")
-    wait_until_done(folder, 5, process)
-    (alive,) = json.loads(asyncflow(folder, "runs", "ls", "--json").communicate(timeout=30)[0])
+    process = Process(folder, "run", "flows.py:endless", "-q")
+    process.wait_until_done(5)
+    (alive,) = json.loads(Process(folder, "runs", "ls", "--json").ends()[0])
     assert alive["state_name"] == "Running"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    (dead,) = json.loads(asyncflow(folder, "runs", "ls", "--json").communicate(timeout=30)[0])
+    process.ends()
+    (dead,) = json.loads(Process(folder, "runs", "ls", "--json").ends()[0])
     assert (dead["state"], dead["state_name"]) == ("PAUSED", "Interrupted")
-    assert "its process has died" in asyncflow(folder, "runs", "show", "last").communicate()[0]
-    watch = asyncflow(folder, "runs", "watch", "last")
-    _, err = watch.communicate(timeout=30)
+    assert "its process has died" in Process(folder, "runs", "show", "last").ends()[0]
+    watch = Process(folder, "runs", "watch", "last")
+    _, err = watch.ends()
     assert watch.returncode == 130
     assert "asyncflow recover" in err

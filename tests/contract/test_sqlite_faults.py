@@ -296,6 +296,22 @@ async def test_questions_asked_at_once_share_one_connection_that_is_closed(
     assert reading_threads() == []
 
 
+async def test_a_question_given_up_while_the_connection_opens_leaves_nothing_open(
+    store: SqliteStore,
+) -> None:
+    run = create(store, "run")
+    reader = store.reader()
+    asking = asyncio.ensure_future(reader.find_run("run"))
+    while not reading_threads():
+        await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert reading_threads() == []
+    assert await reader.find_run("run") == run
+    await reader.aclose()
+
+
 async def test_a_reader_of_an_absent_database_fails_and_does_not_make_it(path: Path) -> None:
     reader = SqliteStore(path).reader()
     for _ in range(3):

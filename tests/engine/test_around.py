@@ -78,6 +78,7 @@ async def test_threads_are_bounded_and_gone_at_the_end() -> None:
     before = set(threading.enumerate())
     inside = most = 0
     lock = threading.Lock()
+    three = threading.Barrier(3)
 
     @task
     def work(x: int) -> int:
@@ -85,18 +86,18 @@ async def test_threads_are_bounded_and_gone_at_the_end() -> None:
         with lock:
             inside += 1
             most = max(most, inside)
-        time.sleep(0.001)  # a thread must really be busy for the limit to matter
+        three.wait(30)  # goes on only when three are inside
         with lock:
             inside -= 1
         return x
 
     @flow
     async def main() -> int:
-        return sum(await work.map(range(50)))
+        return sum(await work.map(range(48)))
 
     async with Engine(MemoryStore(), max_threads=3) as engine:
-        assert await engine.run(main) == sum(range(50))
-    assert most <= 3
+        assert await engine.run(main) == sum(range(48))
+    assert most == 3
     assert set(threading.enumerate()) <= before
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import pydantic
 import pytest
+from virtual import now, virtual_engine, virtually
 
 from asyncflow import (
     Cancelled,
@@ -165,7 +166,8 @@ async def test_allow_failure_hands_the_exception_on(engine: Engine) -> None:
 async def test_map_gives_values_in_the_order_of_its_inputs(engine: Engine) -> None:
     @task
     async def add(x: int, y: int, more: list[int]) -> int:
-        await asyncio.sleep(0 if x % 2 else 0.001)
+        for _ in range(10 - x):  # the first ends last
+            await asyncio.sleep(0)
         return x + y + sum(more)
 
     @flow
@@ -347,7 +349,8 @@ async def test_wait_tells_done_from_not_done(engine: Engine) -> None:
     assert await engine.run(main) == (1, 1)
 
 
-async def test_wait_ends_after_its_timeout(engine: Engine) -> None:
+@virtually
+async def test_wait_ends_after_its_timeout() -> None:
     @flow
     async def main() -> None:
         gate = asyncio.Event()
@@ -356,11 +359,12 @@ async def test_wait_ends_after_its_timeout(engine: Engine) -> None:
         async def held() -> None:
             await gate.wait()
 
-        done, not_done = await wait([held.submit()], timeout=0.01)
-        assert (len(done), len(not_done)) == (0, 1)
+        done, not_done = await wait([held.submit()], timeout=10)
+        assert (len(done), len(not_done), now()) == (0, 1, 10)
         gate.set()
 
-    await engine.run(main)
+    async with virtual_engine() as engine:
+        await engine.run(main)
 
 
 async def test_resolve_puts_values_in_the_place_of_futures(engine: Engine) -> None:
@@ -448,9 +452,14 @@ async def test_stream_pulls_lazily_and_gives_all_results(engine: Engine) -> None
 
 
 async def test_stream_keeps_the_order_and_collects_errors(engine: Engine) -> None:
+    last = asyncio.Event()
+
     @task
     async def odd(x: int) -> int:
-        await asyncio.sleep(0.002 if x == 0 else 0)
+        if x == 0:
+            await last.wait()
+        if x == 3:
+            last.set()
         if x % 2 == 0:
             raise ValueError(str(x))
         return x

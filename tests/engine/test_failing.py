@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 
 import pytest
+from virtual import advance, now, virtual_engine, virtually
 
 from asyncflow import (
     Engine,
     FlowTimeout,
-    MemoryStore,
     QueueTimeout,
     RetryAfter,
     RunCancelled,
@@ -143,12 +142,13 @@ async def test_the_last_exception_carries_its_attempts(engine: Engine) -> None:
     assert all(f"attempt number {n}" in note for n in (1, 2, 3))
 
 
-async def test_a_server_says_when_to_come_back(engine: Engine) -> None:
+@virtually
+async def test_a_server_says_when_to_come_back() -> None:
     times = []
 
     @task(retries=1)
     async def ask() -> None:
-        times.append(time.monotonic())
+        times.append(now())
         if len(times) == 1:
             raise RetryAfter(0.05)
 
@@ -156,8 +156,9 @@ async def test_a_server_says_when_to_come_back(engine: Engine) -> None:
     async def main() -> None:
         await ask()
 
-    await engine.run(main)
-    assert times[1] - times[0] >= 0.05
+    async with virtual_engine() as engine:
+        await engine.run(main)
+        assert 0.05 <= times[1] - times[0] <= 0.1
 
 
 async def test_a_server_that_asks_for_too_much_fails_at_once(engine: Engine) -> None:
@@ -174,7 +175,8 @@ async def test_a_server_that_asks_for_too_much_fails_at_once(engine: Engine) -> 
     assert "300" in "".join(caught.value.__notes__)
 
 
-async def test_a_waiting_retry_holds_no_slot(engine: Engine) -> None:
+@virtually
+async def test_a_waiting_retry_holds_no_slot() -> None:
     order = []
 
     @task(max_concurrency=1, retries=1, retry_delay_seconds=0.02, retry_jitter_factor=0)
@@ -187,8 +189,9 @@ async def test_a_waiting_retry_holds_no_slot(engine: Engine) -> None:
     async def main() -> None:
         await work.map(range(3))
 
-    await engine.run(main)
-    assert order == [0, 1, 2, 0]
+    async with virtual_engine() as engine:
+        await engine.run(main)
+        assert order == [0, 1, 2, 0]
 
 
 async def test_a_retry_budget_caps_the_share_of_retries(engine: Engine) -> None:
@@ -212,7 +215,8 @@ async def test_a_retry_budget_caps_the_share_of_retries(engine: Engine) -> None:
     assert attempts == 110
 
 
-async def test_a_flow_is_tried_again_and_keeps_what_completed(engine: Engine) -> None:
+@virtually
+async def test_a_flow_is_tried_again_and_keeps_what_completed() -> None:
     calls: Counter[str] = Counter()
 
     @task
@@ -231,16 +235,18 @@ async def test_a_flow_is_tried_again_and_keeps_what_completed(engine: Engine) ->
     async def main() -> int:
         return await once() + await flaky()
 
-    run = await engine.submit(main)
-    assert await run == 3
-    assert calls == {"once": 1, "flaky": 3}
-    assert run.attempt == 3
+    async with virtual_engine() as engine:
+        run = await engine.submit(main)
+        assert await run == 3
+        assert calls == {"once": 1, "flaky": 3}
+        assert run.attempt == 3
 
 
 # --- timeouts -------------------------------------------------------------------------------------
 
 
-async def test_a_task_is_stopped_by_its_timeout(engine: Engine) -> None:
+@virtually
+async def test_a_task_is_stopped_by_its_timeout() -> None:
     cleaned = []
 
     @task(timeout_seconds=0.01)
@@ -258,11 +264,13 @@ async def test_a_task_is_stopped_by_its_timeout(engine: Engine) -> None:
         assert isinstance(caught.value, TimeoutError)
         return future.state.name
 
-    assert await engine.run(main) == "TimedOut"
-    assert cleaned == [1]
+    async with virtual_engine() as engine:
+        assert await engine.run(main) == "TimedOut"
+        assert cleaned == [1]
 
 
-async def test_a_timeout_is_per_attempt_and_can_be_retried(engine: Engine) -> None:
+@virtually
+async def test_a_timeout_is_per_attempt_and_can_be_retried() -> None:
     attempts = 0
 
     @task(timeout_seconds=0.01, retries=2, retry_on=TaskTimeout)
@@ -277,7 +285,8 @@ async def test_a_timeout_is_per_attempt_and_can_be_retried(engine: Engine) -> No
     async def main() -> int:
         return await slow_at_first()
 
-    assert await engine.run(main) == 3
+    async with virtual_engine() as engine:
+        assert await engine.run(main) == 3
 
 
 async def test_a_timeout_error_of_user_code_is_not_timed_out(engine: Engine) -> None:
@@ -293,7 +302,8 @@ async def test_a_timeout_error_of_user_code_is_not_timed_out(engine: Engine) -> 
     assert await engine.run(main) == ["Failed", "TimeoutError"]
 
 
-async def test_queueing_does_not_eat_the_timeout(engine: Engine) -> None:
+@virtually
+async def test_queueing_does_not_eat_the_timeout() -> None:
     @task(timeout_seconds=0.05, max_concurrency=1)
     async def work(x: int) -> int:
         await asyncio.sleep(0.02)
@@ -303,25 +313,27 @@ async def test_queueing_does_not_eat_the_timeout(engine: Engine) -> None:
     async def main() -> list[int]:
         return await work.map(range(6))
 
-    assert await engine.run(main) == list(range(6))
+    async with virtual_engine() as engine:
+        assert await engine.run(main) == list(range(6))
 
 
-async def test_a_task_that_blocked_the_loop_past_its_deadline_is_timed_out(
-    engine: Engine,
-) -> None:
+@virtually
+async def test_a_task_that_blocked_the_loop_past_its_deadline_is_timed_out() -> None:
     @task(timeout_seconds=0.01)
     async def blocking() -> int:
-        time.sleep(0.02)  # what it is about: code that holds the event loop
+        advance(0.02)  # code that holds the event loop
         return 1
 
     @flow
     async def main() -> str:
         return (await blocking(return_state=True)).name
 
-    assert await engine.run(main) == "TimedOut"
+    async with virtual_engine() as engine:
+        assert await engine.run(main) == "TimedOut"
 
 
-async def test_the_total_timeout_spans_attempts_and_waits(engine: Engine) -> None:
+@virtually
+async def test_the_total_timeout_spans_attempts_and_waits() -> None:
     @task(total_timeout_seconds=0.05, retries=1000, retry_delay_seconds=0.01)
     async def fail() -> None:
         raise Flaky
@@ -330,10 +342,12 @@ async def test_the_total_timeout_spans_attempts_and_waits(engine: Engine) -> Non
     async def main() -> str:
         return (await fail(return_state=True)).message
 
-    assert "deadline" in await engine.run(main)
+    async with virtual_engine() as engine:
+        assert "deadline" in await engine.run(main)
 
 
-async def test_the_queue_timeout_bounds_the_wait_for_a_slot(engine: Engine) -> None:
+@virtually
+async def test_the_queue_timeout_bounds_the_wait_for_a_slot() -> None:
     @flow
     async def main() -> None:
         gate = asyncio.Event()
@@ -348,10 +362,12 @@ async def test_the_queue_timeout_bounds_the_wait_for_a_slot(engine: Engine) -> N
         gate.set()
         await first
 
-    await engine.run(main)
+    async with virtual_engine() as engine:
+        await engine.run(main)
 
 
-async def test_a_flow_that_takes_too_long_is_timed_out_with_all_below_it(engine: Engine) -> None:
+@virtually
+async def test_a_flow_that_takes_too_long_is_timed_out_with_all_below_it() -> None:
     events = []
 
     @task
@@ -371,12 +387,13 @@ async def test_a_flow_that_takes_too_long_is_timed_out_with_all_below_it(engine:
         forever.submit("submitted")
         await child()
 
-    run = await engine.submit(main)
-    with pytest.raises(FlowTimeout):
-        await run
-    assert run.state.name == "TimedOut"
-    assert sorted(events) == ["in the child", "submitted"]
-    assert {r.state.type for r in await engine.runs(parent_id=run.id)} == {"CANCELLED"}
+    async with virtual_engine() as engine:
+        run = await engine.submit(main)
+        with pytest.raises(FlowTimeout):
+            await run
+        assert run.state.name == "TimedOut"
+        assert sorted(events) == ["in the child", "submitted"]
+        assert {r.state.type for r in await engine.runs(parent_id=run.id)} == {"CANCELLED"}
 
 
 # --- cancellation ---------------------------------------------------------------------------------
@@ -441,7 +458,8 @@ async def test_the_cancellation_of_the_host_passes_through(engine: Engine) -> No
     assert "host" in run.state.message
 
 
-async def test_asyncio_timeout_around_a_flow_works(engine: Engine) -> None:
+@virtually
+async def test_asyncio_timeout_around_a_flow_works() -> None:
     @task
     async def forever() -> None:
         await asyncio.Event().wait()
@@ -450,12 +468,14 @@ async def test_asyncio_timeout_around_a_flow_works(engine: Engine) -> None:
     async def main() -> None:
         await forever()
 
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
-            await engine.run(main)
+    async with virtual_engine() as engine:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await engine.run(main)
 
 
-async def test_asyncio_timeout_around_a_task_in_a_flow_works(engine: Engine) -> None:
+@virtually
+async def test_asyncio_timeout_around_a_task_in_a_flow_works() -> None:
     @task
     async def forever() -> None:
         await asyncio.Event().wait()
@@ -469,11 +489,13 @@ async def test_asyncio_timeout_around_a_task_in_a_flow_works(engine: Engine) -> 
             return "went on"
         return "?"
 
-    run = await engine.submit(main)
-    assert await run == "went on"
-    assert (await engine.task_runs(run.id))[0].state.type == "CANCELLED"
+    async with virtual_engine() as engine:
+        run = await engine.submit(main)
+        assert await run == "went on"
+        assert (await engine.task_runs(run.id))[0].state.type == "CANCELLED"
 
 
+@virtually
 async def test_a_task_that_swallows_its_cancellation_is_named() -> None:
     @task(cancel_grace_seconds=0.05)
     async def stubborn() -> None:
@@ -487,7 +509,7 @@ async def test_a_task_that_swallows_its_cancellation_is_named() -> None:
     async def main() -> None:
         await stubborn()
 
-    async with Engine(MemoryStore()) as engine:
+    async with virtual_engine() as engine:
         run = await engine.submit(main)
         await asyncio.sleep(0.01)
         async with asyncio.timeout(5):
@@ -498,7 +520,8 @@ async def test_a_task_that_swallows_its_cancellation_is_named() -> None:
     assert "stubborn" in row.state.message
 
 
-async def test_an_orderly_clean_up_may_await(engine: Engine) -> None:
+@virtually
+async def test_an_orderly_clean_up_may_await() -> None:
     done = []
 
     @task
@@ -523,8 +546,9 @@ async def test_an_orderly_clean_up_may_await(engine: Engine) -> None:
         except Exception:
             pass
 
-    await engine.run(main)
-    assert done == [1]
+    async with virtual_engine() as engine:
+        await engine.run(main)
+        assert done == [1]
 
 
 async def test_a_cancelled_waiter_loses_no_wake_up(engine: Engine) -> None:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
+from virtual import advance, virtual_engine, virtually
 
 from asyncflow import (
     Completed,
@@ -177,7 +178,7 @@ async def test_a_run_cancelled_by_an_item_takes_on_no_other(engine: Engine) -> N
         ran.append(i)
         if i == 150:
             handle.append(asyncio.ensure_future(engine.cancel(str(runtime.flow_run.id))))
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         return i
 
     @flow
@@ -238,14 +239,11 @@ async def test_who_has_a_higher_priority_is_not_kept_waiting_by_a_map(engine: En
     assert order.index("other") < 20
 
 
-async def test_an_item_that_blocks_past_its_timeout_is_timed_out(engine: Engine) -> None:
-    import time
-
+@virtually
+async def test_an_item_that_blocks_past_its_timeout_is_timed_out() -> None:
     @task(timeout_seconds=0.02)
     async def slow(i: int) -> int:
-        until = time.monotonic() + (0.03 if i == 120 else 0.0)
-        while time.monotonic() < until:
-            pass
+        advance(0.03 if i == 120 else 0.0)
         return i
 
     @flow
@@ -255,7 +253,8 @@ async def test_an_item_that_blocks_past_its_timeout_is_timed_out(engine: Engine)
             await futures[120]
         return [f.state.name for f in futures if f.done()]
 
-    assert "TimedOut" in await engine.run(main)
+    async with virtual_engine() as engine:
+        assert "TimedOut" in await engine.run(main)
 
 
 async def test_an_item_that_holds_a_named_limit_gives_it_back(engine: Engine) -> None:

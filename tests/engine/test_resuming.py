@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from functools import partial
@@ -12,6 +13,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from virtual import advance, virtual_engine, virtually
 
 from asyncflow import (
     Engine,
@@ -309,6 +311,7 @@ async def test_a_map_with_many_failures_is_mended_by_one_resume(engine: Engine) 
     assert calls == {x: 1 + x % 2 for x in range(10)}
 
 
+@virtually
 async def test_attempts_used_stay_used_over_a_recovery(store: Any) -> None:
     attempts = 0
 
@@ -322,10 +325,9 @@ async def test_attempts_used_stay_used_over_a_recovery(store: Any) -> None:
     async def budget() -> None:
         await fail()
 
-    clock = _Clock()
     run_id = None
     for _ in range(10):
-        async with Engine(store, clock=clock) as engine:
+        async with virtual_engine(store) as engine:
             if run_id is None:
                 run = await engine.submit(budget)
                 run_id = run.id
@@ -334,21 +336,13 @@ async def test_attempts_used_stay_used_over_a_recovery(store: Any) -> None:
                 if not found:
                     break
                 run = found[0]
-            for _ in range(200):
-                await asyncio.sleep(0.0005)
-                if run.state.is_final():
-                    break
-        clock.now += 31
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await run.wait()
+        advance(31)
     assert attempts == 4
-    async with Engine(store, clock=clock) as engine:
+    async with virtual_engine(store) as engine:
         assert (await engine.get_run(run_id)).state.is_failed()
-
-
-class _Clock:
-    now = 1_800_000_000.0
-
-    def time(self) -> float:
-        return self.now
 
 
 async def test_closing_the_engine_leaves_a_run_interrupted_and_resumable(store: Any) -> None:
