@@ -34,7 +34,7 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
             return ready
         ready = super().select(0)
         if not ready:
-            self.loop.advance(timeout)
+            self.loop.jump()
         return ready
 
 
@@ -53,7 +53,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def advance(self, seconds: float) -> None:
         """Let time pass, as code that blocks the loop does."""
-        self._now = round(self._now + seconds, 9)
+        self._now += seconds
+
+    def jump(self) -> None:
+        """To the very moment of the next timer: adding up differences would miss it by a bit."""
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        self._now = max(self._now, scheduled[0].when())
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         self.elsewhere += 1
