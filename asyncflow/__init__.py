@@ -11,6 +11,13 @@ from asyncflow._version import __version__
 
 if TYPE_CHECKING:
     from asyncflow import runtime as runtime
+    from asyncflow.caching import FLOW_PARAMETERS as FLOW_PARAMETERS
+    from asyncflow.caching import INPUTS as INPUTS
+    from asyncflow.caching import NO_CACHE as NO_CACHE
+    from asyncflow.caching import RUN_ID as RUN_ID
+    from asyncflow.caching import TASK_SOURCE as TASK_SOURCE
+    from asyncflow.caching import CacheKeyFn as CacheKeyFn
+    from asyncflow.caching import CachePolicy as CachePolicy
     from asyncflow.engine import Engine as Engine
     from asyncflow.engine import FlowRun as FlowRun
     from asyncflow.errors import AlreadyAnswered as AlreadyAnswered
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import EventTimeout as EventTimeout
     from asyncflow.errors import FlowTimeout as FlowTimeout
     from asyncflow.errors import IllegalMove as IllegalMove
+    from asyncflow.errors import InvalidCacheKey as InvalidCacheKey
     from asyncflow.errors import InvalidDefinition as InvalidDefinition
     from asyncflow.errors import InvalidOption as InvalidOption
     from asyncflow.errors import InvalidParameters as InvalidParameters
@@ -88,13 +96,18 @@ if TYPE_CHECKING:
 
 #: Where each name lives.
 _HOMES = {
+    "asyncflow.caching": (
+        "CacheKeyFn", "CachePolicy", "FLOW_PARAMETERS", "INPUTS", "NO_CACHE", "RUN_ID",
+        "TASK_SOURCE",
+    ),
     "asyncflow.holds": ("concurrency", "rate_limit"),
     "asyncflow.engine": ("Engine", "FlowRun"),
     "asyncflow.errors": (
         "AlreadyAnswered", "AsyncflowError", "BlockingCall", "ConcurrencyDeadlock",
-        "DependencyCycle", "EventTimeout", "FlowTimeout", "IllegalMove", "InvalidDefinition",
-        "InvalidOption", "InvalidParameters", "MappingLengthMismatch", "MissingExtra", "NoEngine",
-        "NotReady", "NotSerializable", "PauseTimeout", "QueueTimeout", "RecordedFailure",
+        "DependencyCycle", "EventTimeout", "FlowTimeout", "IllegalMove", "InvalidCacheKey",
+        "InvalidDefinition", "InvalidOption", "InvalidParameters", "MappingLengthMismatch",
+        "MissingExtra", "NoEngine", "NotReady", "NotSerializable", "PauseTimeout", "QueueTimeout",
+        "RecordedFailure",
         "ResultNotStored", "ResultUnreadable", "RetryAfter", "RunCancelled", "RunCrashed",
         "RunFailed", "RunInterrupted", "RunNotResumable", "RunTaken", "StoreClosed",
         "StoreError", "TaskCancelled", "TaskTimeout", "UnknownFlow", "UnknownRun",

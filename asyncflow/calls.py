@@ -232,6 +232,7 @@ class Calls:
             run, spec, self.needs(run, spec), args, kwargs, seq, parent, self.time(), context
         )
         call.identity = identity
+        call.asks = spec.caching is not None
         history = run.history
         if history is not None and not spec.is_flow:
             row = history.take(identity, spec.name)

@@ -41,6 +41,7 @@ from asyncflow.errors import (
     Unresponsive,
 )
 from asyncflow.executor import Executor
+from asyncflow.flights import Flights
 from asyncflow.flowrun import Flows, run_state
 from asyncflow.future import TaskFuture
 from asyncflow.journal import Journal, as_store_error
@@ -330,7 +331,7 @@ class Engine:
             self.loop,
             committed=self.executor.committed,
             failed=self._storage_failed,
-            warn=self._not_stored,
+            warn=self.not_stored,
         )
         self.executor.journal = self.journal if recording else None
         self.executor.hooks = self._task_hooks
@@ -348,6 +349,7 @@ class Engine:
         self._apply_limits(await self.writer.do(self.store.limits))
         self.calls.named = self.named.get
         self.executor.calls = self.calls
+        self.executor.cache = Flights(self)
         self.flows = Flows(self)
         self.waiting = Waiting(self, self._suspend_after)
         self._resources = Opened(self.loop)
@@ -1413,6 +1415,15 @@ class Engine:
         else:
             self._limit_rows[name] = row
 
+    async def clear_cache(self, task: str | None = None) -> int:
+        """Forget results that are stored for other runs; how many went.
+
+        Args:
+            task: the name of the task that made them; None: all.
+        """
+        await self._written()
+        return await self.writer.do(lambda: self.store.drop_cached(task))
+
     def _apply_limits(self, rows: list[LimitRow]) -> None:
         """Take over what was set in the store, by whichever engine."""
         found = {row.name: row for row in rows}
@@ -1540,7 +1551,7 @@ class Engine:
         """Say something to whoever operates this process."""
         _log.warning("%s", text)
 
-    def _not_stored(self, call: Call, error: Exception) -> None:
+    def not_stored(self, call: Call, error: Exception) -> None:
         key = (call.spec.name, type(call.value).__qualname__)
         if key in self._warned:
             return

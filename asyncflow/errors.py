@@ -27,6 +27,10 @@ class InvalidParameters(AsyncflowError, TypeError, ValueError):
     """Arguments do not fit the signature of a flow or task."""
 
 
+class InvalidCacheKey(AsyncflowError, TypeError, ValueError):
+    """What a `cache_policy` or `cache_key_fn` says of a call makes no key."""
+
+
 class MappingLengthMismatch(AsyncflowError, ValueError):
     """The iterables given to `map` differ in length."""
 

@@ -84,6 +84,18 @@ class ItemCalls(Protocol):
         ...
 
 
+class Cache(Protocol):
+    """What is asked of whoever knows the results of other runs."""
+
+    def ask(self, calls: list[Call]) -> None:
+        """Answer these calls, or let them get in line, now or later."""
+        ...
+
+    def landed(self, calls: list[Call]) -> None:
+        """These calls, which had keys, have settled."""
+        ...
+
+
 class _Step(NamedTuple):
     """The first step of an item's code, and what came of it: it waits, or ended.
 
@@ -131,6 +143,7 @@ class Executor:
         self.journal: Journal | None = None
         self.bodies: Bodies | None = None
         self.calls: ItemCalls | None = None
+        self.cache: Cache | None = None
         self.hungry: Callable[[set[Any]], None] | None = None
         self.hooks: Callable[[Any, Any, State[Any]], Awaitable[None]] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -175,7 +188,14 @@ class Executor:
     def drain(self) -> None:
         """Carry out everything but the start of calls."""
         machine = self.machine
-        while machine.ended or machine.stops or machine.awake or machine.queued:
+        while (
+            machine.ended
+            or machine.stops
+            or machine.awake
+            or machine.queued
+            or machine.asking
+            or machine.landed
+        ):
             if machine.ended:
                 ended, machine.ended = machine.ended, []
                 self.acknowledge(ended)
@@ -189,6 +209,12 @@ class Executor:
                     self._bound(call)
             if machine.awake:
                 self._wake_all()
+            if machine.landed and self.cache is not None:
+                landed, machine.landed = machine.landed, []
+                self.cache.landed(landed)
+            if machine.asking and self.cache is not None:
+                asking, machine.asking = machine.asking, []
+                self.cache.ask(asking)
         if machine.changed and self.journal is not None:
             self.journal.soon()
         if machine.hungry:
@@ -771,6 +797,19 @@ class Executor:
             await uncancelled(waiter)
         else:
             self.pump()
+
+    def end_early(self, call: Call, value: Any, error: BaseException | None, message: str) -> None:
+        """A call that has not begun ends: with a value from the cache, or with an error."""
+        if call.phase not in (_PENDING, _SCHEDULED):
+            return
+        now = self.clock.time()
+        call.retry_at = None
+        if error is None:
+            call.message = message
+            self.machine.complete(call, value, now, "Cached")
+        else:
+            self._fail(call, error, now, None, message)
+        self._wake(call.direct)
 
     def add_waiter(self, item: Call | Batch, waiter: Any) -> None:
         """Have *waiter* (a future, or a function of the item) told when the item settles.

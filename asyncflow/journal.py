@@ -21,6 +21,7 @@ from asyncflow.machine import Machine
 from asyncflow.run import Call, Item, Run
 from asyncflow.store.base import (
     AttemptRow,
+    CacheRow,
     LogRow,
     MarkRow,
     ReadableStore,
@@ -76,6 +77,7 @@ class Journal:
         self._logs: list[LogRow] = []
         self._states: list[StateRow] = []
         self._marks: list[MarkRow] = []
+        self._cache: list[CacheRow] = []
         self._epochs: dict[int, int] = {}
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._gathered = 0  # transactions begun
@@ -104,6 +106,11 @@ class Journal:
         self._logs.extend(lines)
         self.soon()
 
+    def cache(self, row: CacheRow) -> None:
+        """A result for other runs, of a call that leaves no record."""
+        self._cache.append(row)
+        self.soon()
+
     def soon(self) -> None:
         """See to it that what has gathered is written at the end of this turn of the loop."""
         if not self._scheduled and not self._writing:
@@ -123,6 +130,7 @@ class Journal:
             or self._logs
             or self._states
             or self._attempts
+            or self._cache
         )
 
     # --- writing ------------------------------------------------------------------------------
@@ -190,6 +198,10 @@ class Journal:
             tasks.append(row)
             if row.result is not None:
                 size += len(row.result)
+            if call.cache_key is not None:
+                cached = rows.cache_row(call, row.result_kind, row.result)
+                if cached is not None:
+                    self._cache.append(cached)
             if call.run is not last:
                 last = call.run
                 fences[last.pk] = last.epoch
@@ -203,10 +215,11 @@ class Journal:
             self._states,
             self._marks,
             [],
+            self._cache,
             fences,
         )
         self._runs, self._attempts, self._logs = {}, [], []
-        self._states, self._marks, self._epochs = [], [], {}
+        self._states, self._marks, self._cache, self._epochs = [], [], [], {}
         if not writes and ends:
             # Nothing to write, and yet somebody to tell.
             self._loop.call_soon(self._done, ends, None)

@@ -4,7 +4,9 @@ Verbs go in (`submit`, `next`, `start`, `complete`, `fail`, `stopped`, `settle`,
 `lend`, `retake_now`, `tick`); what the engine must carry out is left in lists that it drains
 after each verb: `changed` (calls whose state must be recorded), `ended` (calls that may be
 settled without waiting for that), `awake` (calls, maps and runs whose waiters can go on),
-`stops` (calls whose code must be stopped) and `queued` (calls whose time in line is bounded).
+`stops` (calls whose code must be stopped), `queued` (calls whose time in line is bounded),
+`asking` (calls that are asked for in the cache before they get in line: `admit` lets them) and
+`landed` (calls with a cache key that have settled).
 The machine reads no clock, opens no file and starts no task, so that a test can drive years of
 it in a millisecond.
 
@@ -62,6 +64,8 @@ class Machine:
         self.stops: list[Call] = []
         self.ended: list[Call] = []
         self.queued: list[Call] = []
+        self.asking: list[Call] = []
+        self.landed: list[Call] = []
         self._open: deque[Limit] = deque()
         self._rates: dict[int, Rate] = {}
         self._retries: list[tuple[float, int, Call]] = []
@@ -86,7 +90,7 @@ class Machine:
         if self.observer is not None:
             self.observer.made(call, 1)
         if not upstream:
-            if at_once and self.try_start(call):
+            if at_once and not call.asks and self.try_start(call):
                 return True
             self._line_up(call)
             return False
@@ -150,6 +154,10 @@ class Machine:
     def _line_up(self, waiter: Any) -> None:
         self.joined += 1
         if isinstance(waiter, Call):
+            if waiter.asks:
+                waiter.asks = False
+                self.asking.append(waiter)
+                return
             options = waiter.options
             if options.queue_timeout is not None or options.total_timeout is not None:
                 self.queued.append(waiter)
@@ -159,6 +167,11 @@ class Machine:
         limit = waiter.limits[0][0]
         limit.line.push(waiter)
         self._reopen(limit)
+
+    def admit(self, call: Call) -> None:
+        """The cache does not know the call: it gets in line."""
+        if call.phase in _STARTABLE:
+            self._line_up(call)
 
     def wait_for_slots(self, waiter: Hold) -> None:
         """User code, or a call that takes back what it lent, asks for units."""
@@ -449,6 +462,9 @@ class Machine:
                 run.batches.pop(batch, None)
                 self.awake.append(batch)
         if call.waiters is not None:
+            self.awake.append(call)
+        if call.cache_key is not None:
+            self.landed.append(call)
             self.awake.append(call)
         if call.dependants is not None:
             dependants, call.dependants = call.dependants, None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import Any
 
+from asyncflow.caching import make_caching
 from asyncflow.errors import InvalidDefinition, InvalidOption
 from asyncflow.retry import Retry
 from asyncflow.run import Hooks, Options
@@ -51,6 +52,14 @@ def make_options(what: str, is_flow: bool, **given: Any) -> Options:
         max_recoveries=_count(what, "max_recoveries", given.get("max_recoveries"), 0),
         keep_last=_count(what, "keep_last", given.get("keep_last"), 0),
         validate=given.get("validate_parameters") is not False,
+        caching=make_caching(
+            what,
+            given.get("cache_policy"),
+            given.get("cache_key_fn"),
+            given.get("cache_expiration"),
+            given.get("refresh_cache"),
+            given.get("persist_result") is not False,
+        ),
     )
     _choice(what, "timeout_mode", options.timeout_mode, ("cancel", "soft"))
     return options

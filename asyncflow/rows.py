@@ -9,7 +9,7 @@ from asyncflow import codec, failures
 from asyncflow.errors import NotSerializable, ResultNotStored, ResultUnreadable
 from asyncflow.run import MISSING, Call, Item, Run
 from asyncflow.states import StateType
-from asyncflow.store.base import ResultKind, RunRow, TaskRow
+from asyncflow.store.base import CacheRow, ResultKind, RunRow, TaskRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 _COMPLETED = StateType.COMPLETED
 _NO_TAGS: tuple[str, ...] = ()
+_INLINE = (ResultKind.JSON, ResultKind.PICKLE)
 
 
 def task_row(call: Call, warn: Callable[[Call, Exception], None]) -> TaskRow:
@@ -109,6 +110,24 @@ def result_of(
     except (NotSerializable, pickle.PicklingError, TypeError, AttributeError) as error:
         warn(call.call(), error)
         return ResultKind.NOT_STORED, None
+
+
+def cache_row(call: Call, kind: int, result: bytes | None) -> CacheRow | None:
+    """The row by which other runs find the result of a call; None if there is nothing to find."""
+    if call.cache_key is None or call.phase is not _COMPLETED or kind not in _INLINE:
+        return None
+    ended = call.ended or call.created
+    expiration = call.spec.caching.expiration
+    return CacheRow(
+        call.cache_key,
+        call.spec.name,
+        call.run.pk,
+        call.seq,
+        ended,
+        None if expiration is None else ended + expiration,
+        kind,
+        result,
+    )
 
 
 def value_of(kind: int, data: bytes | None, load_file: Callable[[str], bytes], what: str) -> Any:

@@ -81,6 +81,7 @@ class Options:
         limits: named limits and the units needed of each.
         max_concurrency: of a task, its calls at once; of a flow, the task calls of a run.
         runner: "async", "thread" or "process", or an object that is one.
+        caching: of a task, the `asyncflow.caching.Caching` of its results; None: not cached.
     """
 
     retry: Retry = field(default_factory=Retry)
@@ -107,6 +108,7 @@ class Options:
     max_recoveries: int | None = None
     keep_last: int | None = None
     validate: bool = True
+    caching: Any = None
 
 
 class Call:
@@ -127,6 +129,8 @@ class Call:
         past: one line for each failed attempt, for the notes of the last exception.
         lends: how many waits of its code have lent its slots to others.
         settled: its end has been acknowledged; only then do others see it.
+        asks: before its turn comes, it is asked for in the cache.
+        cache_key: the key under which its result is stored for others, when it completes.
         asked: somebody holds its future (an item of a map that nobody asked for keeps none).
         allow: the seqs of upstreams whose failure it takes as an argument.
     """
@@ -160,6 +164,8 @@ class Call:
     holding = False
     lends = 0
     settled = False
+    asks = False
+    cache_key: bytes | None = None
     asked = False
     seen = False
     dirty = False

@@ -22,8 +22,9 @@ class Spec:
 
     Attributes:
         key: what identifies it across processes: module and qualified name.
+        caching: how its results are cached, or None.
         slow: its attempts need more than awaiting a coroutine, and perhaps a timeout.
-        light: not even hooks: an item of a map may run without a `Call`.
+        light: not even hooks or a cache: an item of a map may run without a `Call`.
         limit: its own `max_concurrency`, shared by all copies that set none of their own.
         resources: parameters that are filled in, by name.
         task: the public object, handed to hooks and conditions.
@@ -34,6 +35,7 @@ class Spec:
         "_arity",
         "_signature",
         "bound_to",
+        "caching",
         "call_class",
         "fn",
         "has_hooks",
@@ -92,7 +94,8 @@ class Spec:
             or options.run_name is not None
             or bool(options.hooks.on_running)
         )
-        self.light = not self.slow and not self.has_hooks
+        self.caching = options.caching
+        self.light = not self.slow and not self.has_hooks and self.caching is None
         self._signature: inspect.Signature | None = None
         self._arity: tuple[int, int] | None = None
 
@@ -166,6 +169,25 @@ class Spec:
         """The arguments of a call with values in the place of futures."""
         args = tuple(nested.replace(a, value_for) for a in call.args)
         return args, {k: nested.replace(v, value_for) for k, v in call.kwargs.items()}
+
+    def arguments(self, call: Call) -> dict[str, Any]:
+        """The inputs of a call whose upstreams have settled, by name, defaults included.
+
+        What is filled in is none of them; the object of a method is.
+        """
+        args, kwargs = self.resolve(call) if call.upstream else (call.args, call.kwargs)
+        bound = self.bind(args, kwargs)
+        bound.apply_defaults()
+        found: dict[str, Any] = {}
+        if self.bound_to is not MISSING:
+            function = getattr(self.fn, "__func__", self.fn)
+            found[next(iter(inspect.signature(function).parameters), "self")] = self.bound_to
+        for name, value in bound.arguments.items():
+            if self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                found.update(value)
+            elif name not in self.resources:
+                found[name] = value
+        return found
 
     @staticmethod
     def returns_futures(value: Any) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from dataclasses import replace
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
+from asyncflow.caching import check_names
 from asyncflow.context import current_call, current_run
 from asyncflow.errors import (
     BlockingCall,
@@ -74,6 +75,8 @@ class Task(Generic[P, R]):
             getattr(fn, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
         self.options = _with_runner(what, self.options, self.is_async)
+        if options is None and self.options.caching is not None:
+            check_names(what, self.options.caching, inspect.signature(fn))
         if self.options.max_concurrency is not None and limit is None:
             limit = Slots(f"task:{self.name}", self.options.max_concurrency)
         self.limit = limit
@@ -231,7 +234,7 @@ class Task(Generic[P, R]):
             spec.check(*mapped.item(0))
         engine = run.engine
         parent = current_call()
-        if mapped.depends or wait_for is not None:
+        if mapped.depends or wait_for is not None or spec.caching is not None:
             futures = engine.call(
                 engine.submit_calls,
                 run,
@@ -287,6 +290,9 @@ class Task(Generic[P, R]):
         if "task_run_name" in options:
             options["run_name"] = options.pop("task_run_name")
         given = {**self.given, **options}
+        for one, other in (("cache_policy", "cache_key_fn"), ("cache_key_fn", "cache_policy")):
+            if one in options and other not in options:
+                given.pop(other, None)
         limit = None if "max_concurrency" in options else self.limit
         copy = type(self)(self.fn, name=name, given=given, limit=limit)
         if name is None:
@@ -588,7 +594,8 @@ TASK_OPTIONS = frozenset(
         "retry_condition_fn", "timeout_seconds", "timeout_mode", "total_timeout_seconds",
         "queue_timeout_seconds", "tags", "limits", "max_concurrency", "priority", "runner",
         "serializer", "persist_result", "log_prints", "task_run_name", "cancel_grace_seconds",
-        "key", "description", "version", *HOOKS,
+        "key", "description", "version", "cache_policy", "cache_key_fn", "cache_expiration",
+        "refresh_cache", *HOOKS,
     }
 )  # fmt: skip
 
@@ -626,6 +633,11 @@ def task(fn: Any = None, /, **options: Any) -> Any:
         task_run_name: a template of parameters such as ``"fetch {url}"``, or a function.
         cancel_grace_seconds: how long its code may take to stop (30).
         key: a template or function of parameters that identifies a call, instead of its inputs.
+        cache_policy: what counts for a result to be used by other runs: `INPUTS`, `TASK_SOURCE`,
+            `RUN_ID`, `FLOW_PARAMETERS`, put together with ``+``; by default nothing is cached.
+        cache_key_fn: ``fn(context, parameters) -> str | None``, instead of a policy.
+        cache_expiration: for how long a result is used, a timedelta or seconds.
+        refresh_cache: never use a stored result, but store the new one.
         on_running, on_completion, on_failure, on_cancellation, on_crashed: functions
             ``fn(task, task_run, state)``, or lists of them.
 

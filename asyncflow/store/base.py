@@ -153,6 +153,19 @@ class MessageRow(NamedTuple):
     time: float
 
 
+class CacheRow(NamedTuple):
+    """A result that other runs may use."""
+
+    key: bytes
+    task: str  #: the name of the task that made it
+    run: int  #: the run and number of the task run that made it
+    seq: int
+    created_at: float
+    expires_at: float | None  #: it is not used from then on; None: as long as it is there
+    result_kind: int
+    result: bytes | None
+
+
 class LimitRow(NamedTuple):
     """A named limit that was set for all."""
 
@@ -190,6 +203,7 @@ class Writes:
     states: list[StateRow] = field(default_factory=list)
     marks: list[MarkRow] = field(default_factory=list)
     limits: list[LimitRow] = field(default_factory=list)
+    cache: list[CacheRow] = field(default_factory=list)
     fences: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -201,6 +215,7 @@ class Writes:
             + len(self.states)
             + len(self.marks)
             + len(self.limits)
+            + len(self.cache)
         )
 
 
@@ -267,6 +282,18 @@ class Store(Protocol):
 
     def limits(self) -> list[LimitRow]: ...
 
+    def cached(self, keys: Sequence[bytes]) -> list[CacheRow]:
+        """The results with these keys, as many as there are, also expired ones."""
+        ...
+
+    def drop_cached(self, task: str | None = None, expired: float | None = None) -> int:
+        """Forget results for other runs; how many went.
+
+        Only those of *task* (its name), and only those that had expired at *expired*, where
+        these are given.
+        """
+        ...
+
     def share(
         self,
         engine: int,
@@ -315,7 +342,8 @@ class Store(Protocol):
         ...
 
     def delete_run(self, run: int) -> int:
-        """Remove a run and everything below it, files included; how many runs went."""
+        """Remove a run and everything below it, files and cached results included; how many runs
+        went."""
         ...
 
     def expired(

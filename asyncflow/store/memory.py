@@ -18,6 +18,7 @@ from asyncflow.states import StateType
 from asyncflow.store.base import (
     ALL,
     AttemptRow,
+    CacheRow,
     EngineRow,
     LimitRow,
     LogQuery,
@@ -63,6 +64,7 @@ class MemoryStore:
         self._states: list[StateRow] = []
         self._marks: dict[tuple[int, bytes, int], MarkRow] = {}
         self._limits: dict[str, LimitRow] = {}
+        self._cache: dict[bytes, CacheRow] = {}
         self._requests: dict[tuple[int, str], float] = {}
         self._messages: list[MessageRow] = []
         self._shares: dict[tuple[str, int], ShareRow] = {}
@@ -94,6 +96,8 @@ class MemoryStore:
             self._marks[mark.run, mark.scope, mark.n] = mark
         for attempt in writes.attempts:
             self._attempts[attempt.run, attempt.seq, attempt.attempt] = attempt
+        for cached in writes.cache:
+            self._cache[cached.key] = cached
         self._states += writes.states
         for line in writes.logs:
             self._last_log += 1
@@ -221,6 +225,7 @@ class MemoryStore:
         self._marks = {k: v for k, v in self._marks.items() if k[0] not in below}
         self._requests = {k: v for k, v in self._requests.items() if k[0] not in below}
         self._messages = [m for m in self._messages if m.run not in below]
+        self._cache = {k: c for k, c in self._cache.items() if c.run not in below}
         self._logs = {n: r for n, r in self._logs.items() if r.run not in below}
         self._states = [r for r in self._states if r.run not in below]
         return gone
@@ -274,6 +279,22 @@ class MemoryStore:
     @_whole
     def limits(self) -> list[LimitRow]:
         return [self._limits[name] for name in sorted(self._limits)]
+
+    @_whole
+    def cached(self, keys: Sequence[bytes]) -> list[CacheRow]:
+        return [self._cache[key] for key in dict.fromkeys(keys) if key in self._cache]
+
+    @_whole
+    def drop_cached(self, task: str | None = None, expired: float | None = None) -> int:
+        gone = [
+            row.key
+            for row in self._cache.values()
+            if (task is None or row.task == task)
+            and (expired is None or (row.expires_at is not None and row.expires_at <= expired))
+        ]
+        for key in gone:
+            del self._cache[key]
+        return len(gone)
 
     @_whole
     def share(

@@ -30,6 +30,7 @@ from asyncflow.store.base import (
     ALL,
     INLINE_LIMIT,
     AttemptRow,
+    CacheRow,
     EngineRow,
     LimitRow,
     LogQuery,
@@ -74,6 +75,9 @@ _TASK_ALL = (
     _TASK_PLAIN + ", name, state_name, message, failures, interruptions, retry_at, upstream, tags,"
     " error"
 )
+_CACHE_COLUMNS = ", ".join(CacheRow._fields)
+#: Keys that one SELECT asks for.
+_KEYS = 256
 _ATTEMPT_ALL = "id, attempt, started_at, ended_at, retry_at, error"
 _FILES = (ResultKind.JSON_FILE, ResultKind.PICKLE_FILE)
 _TO_FILE = {
@@ -323,6 +327,7 @@ class SqliteStore:
     def _write(self, writes: Writes, wait: bool) -> bool:
         tasks = self._place_results(writes.tasks)
         runs = self._place_results(writes.runs)
+        cache = self._place_results(writes.cache)
         try:
             with self._transaction(wait) as db:
                 if writes.fences:
@@ -333,6 +338,8 @@ class SqliteStore:
                     db.executemany(_REPLACE_RUN, [_packed_run(row) for row in runs])
                 if writes.marks:
                     db.executemany("INSERT OR REPLACE INTO marks VALUES (?,?,?,?,?)", writes.marks)
+                if cache:
+                    db.executemany("INSERT OR REPLACE INTO cache VALUES (?,?,?,?,?,?,?,?)", cache)
                 if writes.attempts:
                     db.executemany(
                         "INSERT OR REPLACE INTO attempts VALUES (?,?,?,?,?,?)",
@@ -499,6 +506,42 @@ class SqliteStore:
             ]
         )
 
+    def cached(self, keys: Sequence[bytes]) -> list[CacheRow]:
+        def read(db: sqlite3.Connection) -> list[CacheRow]:
+            found = []
+            for at in range(0, len(keys), _KEYS):
+                some = keys[at : at + _KEYS]
+                marks = ",".join("?" * len(some))
+                found += db.execute(
+                    f"SELECT {_CACHE_COLUMNS} FROM cache WHERE key IN ({marks})", some
+                ).fetchall()
+            return list(dict.fromkeys(CacheRow(*row) for row in found))
+
+        return self._read(read)
+
+    def drop_cached(self, task: str | None = None, expired: float | None = None) -> int:
+        where: list[str] = ["1"]
+        values: list[Any] = []
+        if task is not None:
+            where.append("task = ?")
+            values.append(task)
+        if expired is not None:
+            where.append("expires_at <= ?")
+            values.append(expired)
+        condition = " AND ".join(where)
+        with self._transaction() as db:
+            files = {
+                row[0]
+                for row in db.execute(
+                    f"SELECT result FROM cache WHERE result_kind IN (?,?) AND {condition}",
+                    (*_FILES, *values),
+                )
+            }
+            gone = db.execute(f"DELETE FROM cache WHERE {condition}", values).rowcount
+            unused = [name for name in files if not _is_used(db, name)]
+        self._unlink(unused)
+        return gone
+
     def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:
         def read(db: sqlite3.Connection) -> list[tuple[RunRow, EngineRow | None]]:
             rows = db.execute(
@@ -618,8 +661,9 @@ class SqliteStore:
                     for r in db.execute(
                         "SELECT result FROM task_runs WHERE id BETWEEN ? AND ?"
                         " AND result_kind IN (?,?) UNION"
-                        " SELECT result FROM flow_runs WHERE pk = ? AND result_kind IN (?,?)",
-                        (low, high, *_FILES, pk, *_FILES),
+                        " SELECT result FROM flow_runs WHERE pk = ? AND result_kind IN (?,?) UNION"
+                        " SELECT result FROM cache WHERE run = ? AND result_kind IN (?,?)",
+                        (low, high, *_FILES, pk, *_FILES, pk, *_FILES),
                     )
                 }
                 db.execute("DELETE FROM task_runs WHERE id BETWEEN ? AND ?", (low, high))
@@ -629,6 +673,7 @@ class SqliteStore:
                 db.execute("DELETE FROM marks WHERE run = ?", (pk,))
                 db.execute("DELETE FROM requests WHERE run = ?", (pk,))
                 db.execute("DELETE FROM messages WHERE run = ?", (pk,))
+                db.execute("DELETE FROM cache WHERE run = ?", (pk,))
                 gone += db.execute("DELETE FROM flow_runs WHERE pk = ?", (pk,)).rowcount
             unused = [name for name in files if not _is_used(db, name)]
         self._unlink(unused)
@@ -725,7 +770,8 @@ class SqliteStore:
                     problems.append(str(line))
             for table, column in (
                 ("logs", "run"), ("states", "run"), ("marks", "run"), ("requests", "run"),
-                ("messages", "run"), ("task_runs", "id >> 32"), ("attempts", "id >> 32"),
+                ("messages", "run"), ("cache", "run"), ("task_runs", "id >> 32"),
+                ("attempts", "id >> 32"),
             ):  # fmt: skip
                 (count,) = db.execute(
                     f"SELECT count(*) FROM {table} WHERE {column} IS NOT NULL"
@@ -735,7 +781,7 @@ class SqliteStore:
                     problems.append(f"{count:,} rows of {table} belong to no run")
             names = {
                 row[0].decode()
-                for table in ("task_runs", "flow_runs")
+                for table in ("task_runs", "flow_runs", "cache")
                 for row in db.execute(
                     f"SELECT result FROM {table} WHERE result_kind IN (?,?)", _FILES
                 )
@@ -983,8 +1029,9 @@ def _is_used(db: sqlite3.Connection, name: bytes) -> bool:
     # A scan, but only of rows with files, and only when a run that had one is deleted.
     found = db.execute(
         "SELECT 1 FROM task_runs WHERE result_kind IN (?,?) AND result = ? UNION ALL"
-        " SELECT 1 FROM flow_runs WHERE result_kind IN (?,?) AND result = ? LIMIT 1",
-        (*_FILES, name, *_FILES, name),
+        " SELECT 1 FROM flow_runs WHERE result_kind IN (?,?) AND result = ? UNION ALL"
+        " SELECT 1 FROM cache WHERE result_kind IN (?,?) AND result = ? LIMIT 1",
+        (*_FILES, name, *_FILES, name, *_FILES, name),
     ).fetchone()
     return found is not None
 

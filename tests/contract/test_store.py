@@ -15,6 +15,7 @@ from asyncflow.errors import ResultUnreadable, RunTaken, StoreClosed, StoreError
 from asyncflow.states import StateType
 from asyncflow.store.base import (
     AttemptRow,
+    CacheRow,
     EngineRow,
     LimitRow,
     LogQuery,
@@ -103,6 +104,10 @@ def task_row(run: int, seq: int, **changes: Any) -> TaskRow:
     return plain._replace(**changes)
 
 
+def cache_row(run: int, key: bytes, **changes: Any) -> CacheRow:
+    return CacheRow(key, "task", run, 1, 1.0, None, ResultKind.JSON, b"1")._replace(**changes)
+
+
 def log_row(run: int, message: str, **changes: Any) -> LogRow:
     return LogRow(run, None, 1.0, 20, "logger", message)._replace(**changes)
 
@@ -135,6 +140,7 @@ def one_of_each(run: RunRow, word: str = "new") -> Writes:
         logs=[log_row(run.pk, word)],
         states=[state_row(run.pk, message=word)],
         marks=[MarkRow(run.pk, b"scope", 0, word.encode())],
+        cache=[cache_row(run.pk, b"k")],
         limits=[LimitRow(word, 3.0, None, None)],
         fences={run.pk: run.epoch},
     )
@@ -168,6 +174,7 @@ async def everything(store: ReadableStore, reader: Reader, pks: list[int]) -> di
         "runs": await pages(reader.runs, RunQuery(limit=7)),
         "unfinished": store.unfinished(),
         "limits": store.limits(),
+        "cached": sorted(store.cached([bytes([n]) for n in range(256)])),
         "engines": engines,
     }
     for pk in pks:
@@ -385,7 +392,7 @@ async def test_engines_are_registered_under_ids_of_their_own_and_closed(
 def test_a_writes_counts_the_rows_it_holds(store: ReadableStore) -> None:
     run = create(store, "run")
     assert len(Writes(fences={1: 1})) == 0
-    assert len(one_of_each(run)) == 8
+    assert len(one_of_each(run)) == 9
 
 
 async def test_an_empty_transaction_changes_nothing(store: ReadableStore, reader: Reader) -> None:
@@ -989,6 +996,8 @@ async def test_a_store_that_is_opened_again_holds_what_it_held(store: ReadableSt
         lambda s: s.children(1),
         lambda s: s.marks(1),
         lambda s: s.limits(),
+        lambda s: s.cached([b"key"]),
+        lambda s: s.drop_cached(),
         lambda s: s.unfinished(),
         lambda s: s.request(1, "cancel", 1.0),
         lambda s: s.requests(1),
@@ -997,8 +1006,8 @@ async def test_a_store_that_is_opened_again_holds_what_it_held(store: ReadableSt
     ],
     ids=[
         "write", "write-now", "create_run", "register_engine", "close_engine", "claim", "run",
-        "calls", "children", "marks", "limits", "unfinished", "request", "requests", "delete_run",
-        "checkpoint",
+        "calls", "children", "marks", "limits", "cached", "drop_cached", "unfinished", "request",
+        "requests", "delete_run", "checkpoint",
     ],
 )  # fmt: skip
 def test_a_closed_store_says_so(sqlite: SqliteStore, use: Callable[[SqliteStore], Any]) -> None:
@@ -1112,6 +1121,16 @@ class Trial:
                 for seq in seqs
             ]
             writes.states += [state_row(run.pk, dice.choice(list(S)).value) for _ in seqs[:2]]
+            writes.cache += [
+                cache_row(
+                    run.pk,
+                    dice.randbytes(1)[:1],
+                    seq=seq,
+                    task=dice.choice("tu"),
+                    expires_at=dice.choice([None, 2.0, 4.0]),
+                )
+                for seq in seqs[:2]
+            ]
             if dice.random() < 0.5:
                 state = dice.choice(list(S)).value
                 writes.runs.append(run._replace(state=state, tags=self.some(TAGS)))
@@ -1138,6 +1157,10 @@ class Trial:
         pk = self.pick().pk
         self.both(lambda s: s.delete_run(pk))
 
+    def drop(self) -> None:
+        task, expired = self.dice.choice([None, "t"]), self.dice.choice([None, 1.0, 3.0])
+        self.both(lambda s: s.drop_cached(task, expired))
+
     def engine(self) -> None:
         if self.engines < 5:
             self.engines += 1
@@ -1150,8 +1173,9 @@ class Trial:
             return self.create()
         operations = [
             self.create, self.write, self.claim, self.ask, self.answer, self.delete, self.engine,
+            self.drop,
         ]  # fmt: skip
-        return self.dice.choices(operations, weights=[20, 50, 8, 6, 6, 4, 3])[0]()
+        return self.dice.choices(operations, weights=[20, 50, 8, 6, 6, 4, 3, 1])[0]()
 
     def queries(self) -> list[tuple[str, Any]]:
         dice, run = self.dice, self.pick()
@@ -1283,3 +1307,83 @@ def test_a_copy_has_what_came_before_a_call(store: ReadableStore) -> None:
     assert [row.seq for row in store.calls(below.pk)] == [7]
     assert [row.seq for row in store.calls(run.pk)] == [1, 3, 9]
     assert store.run("copy") == copy
+
+
+# --- results for other runs -----------------------------------------------------------------------
+
+
+def test_cached_results_are_found_by_key_and_replaced(store: ReadableStore) -> None:
+    run = create(store, "a")
+    one, two = cache_row(run.pk, b"one"), cache_row(run.pk, b"two", expires_at=5.0, result=b"null")
+    store.write(Writes(cache=[one, two]))
+    assert sorted(store.cached([b"two", b"none", b"one", b"one"])) == sorted([one, two])
+    newer = one._replace(created_at=2.0, result=b"2")
+    store.write(Writes(cache=[newer]))
+    assert store.cached([b"one"]) == [newer]
+    assert store.cached([]) == []
+
+
+def test_any_number_of_keys_can_be_asked_for(store: ReadableStore) -> None:
+    run = create(store, "a")
+    found = [cache_row(run.pk, b"%d" % n) for n in range(1000)]
+    store.write(Writes(cache=found))
+    assert len(store.cached([row.key for row in found])) == 1000
+
+
+def test_a_cached_result_of_a_lost_run_is_refused_with_the_rest(store: ReadableStore) -> None:
+    run = create(store, "a")
+    with pytest.raises(RunTaken):
+        store.write(Writes(cache=[cache_row(run.pk, b"one")], fences={run.pk: run.epoch + 1}))
+    assert store.cached([b"one"]) == []
+
+
+def test_cached_results_are_dropped_by_task_and_by_expiry(store: ReadableStore) -> None:
+    run = create(store, "a")
+    found = [
+        cache_row(run.pk, b"kept"),
+        cache_row(run.pk, b"old", expires_at=5.0),
+        cache_row(run.pk, b"young", expires_at=5.1),
+        cache_row(run.pk, b"other", task="other", expires_at=5.0),
+    ]
+    store.write(Writes(cache=found))
+    keys = [row.key for row in found]
+
+    def left() -> set[bytes]:
+        return {row.key for row in store.cached(keys)}
+
+    assert store.drop_cached("task", 5.0) == 1
+    assert left() == {b"kept", b"young", b"other"}
+    assert store.drop_cached(None, 5.0) == 1
+    assert store.drop_cached("task") == 2
+    assert left() == set()
+    assert store.drop_cached() == 0
+
+
+def test_cached_results_go_with_the_run_that_made_them(store: ReadableStore) -> None:
+    root, other = create(store, "a"), create(store, "b")
+    child = create(store, "c", parent=root.pk, root=root.pk)
+    store.write(Writes(cache=[cache_row(r.pk, r.id.encode()) for r in (root, other, child)]))
+    store.delete_run(root.pk)
+    assert [row.key for row in store.cached([b"a", b"b", b"c"])] == [b"b"]
+
+
+def test_the_file_of_a_cached_result_stays_as_long_as_anything_points_to_it(
+    sqlite: SqliteStore,
+) -> None:
+    run, other = create(sqlite, "a"), create(sqlite, "b")
+    large = b'"%s"' % (b"x" * 100_000)
+    kept = cache_row(run.pk, b"kept", result=large)
+    sqlite.write(
+        Writes(
+            tasks=[task_row(other.pk, 1, result_kind=ResultKind.JSON, result=large)], cache=[kept]
+        )
+    )
+    (row,) = sqlite.cached([b"kept"])
+    assert row.result_kind == ResultKind.JSON_FILE
+    assert row.result is not None
+    name = row.result.decode()
+    sqlite.delete_run(other.pk)
+    assert sqlite.load_file(name) == large
+    sqlite.drop_cached()
+    with pytest.raises(ResultUnreadable):
+        sqlite.load_file(name)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import assert_type
 
-from asyncflow import Engine, State, TaskFuture, TaskFutureList, flow, task
+from asyncflow import (
+    INPUTS,
+    TASK_SOURCE,
+    CacheKeyFn,
+    CachePolicy,
+    Engine,
+    State,
+    TaskFuture,
+    TaskFutureList,
+    flow,
+    task,
+)
+from asyncflow.caching import CacheContext
 
 
 @task
@@ -22,6 +34,17 @@ def parse(page: bytes) -> list[str]:
     return []
 
 
+def key(context: CacheContext, parameters: dict[str, object]) -> str | None:
+    assert_type(context.task_run.flow_run_id, str)
+    return None
+
+
+@task(cache_policy=INPUTS - "verbose" + TASK_SOURCE + CacheKeyFn(key), cache_expiration=60)
+async def cached(url: str, verbose: bool = False) -> bytes:
+    assert_type(INPUTS + TASK_SOURCE - "x", CachePolicy)
+    return b""
+
+
 class Client:
     @task
     async def get(self, url: str) -> int:
@@ -32,6 +55,7 @@ class Client:
 async def crawl(urls: list[str]) -> int:
     assert_type(await fetch("u", timeout=2.0), bytes)
     assert_type(await fetch_again("u"), bytes)
+    assert_type(await cached("u"), bytes)
     assert_type(await fetch("u", return_state=True), State[bytes])
     assert_type(fetch.submit("u"), TaskFuture[bytes])
     assert_type(await fetch.submit("u"), bytes)

@@ -31,6 +31,7 @@ CREATE TABLE cache (
     result_kind INTEGER NOT NULL,
     result BLOB
 ) WITHOUT ROWID;
+CREATE INDEX cache_run ON cache (run);
 CREATE INDEX cache_expires ON cache (expires_at) WHERE expires_at IS NOT NULL;
 
 -- What each engine may use of a named limit: a dead engine's part comes back by itself.
