@@ -286,11 +286,13 @@ class Store(Protocol):
         """The results with these keys, as many as there are, also expired ones."""
         ...
 
-    def drop_cached(self, task: str | None = None, expired: float | None = None) -> int:
+    def drop_cached(
+        self, task: str | None = None, expired: float | None = None, limit: int | None = None
+    ) -> int:
         """Forget results for other runs; how many went.
 
-        Only those of *task* (its name), and only those that had expired at *expired*, where
-        these are given.
+        Only those of *task* (its name), only those that had expired at *expired*, and at most
+        *limit*, where these are given.
         """
         ...
 

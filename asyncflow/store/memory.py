@@ -285,13 +285,16 @@ class MemoryStore:
         return [self._cache[key] for key in dict.fromkeys(keys) if key in self._cache]
 
     @_whole
-    def drop_cached(self, task: str | None = None, expired: float | None = None) -> int:
+    def drop_cached(
+        self, task: str | None = None, expired: float | None = None, limit: int | None = None
+    ) -> int:
         gone = [
             row.key
             for row in self._cache.values()
             if (task is None or row.task == task)
             and (expired is None or (row.expires_at is not None and row.expires_at <= expired))
         ]
+        gone = gone[:limit]
         for key in gone:
             del self._cache[key]
         return len(gone)

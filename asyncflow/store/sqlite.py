@@ -519,7 +519,9 @@ class SqliteStore:
 
         return self._read(read)
 
-    def drop_cached(self, task: str | None = None, expired: float | None = None) -> int:
+    def drop_cached(
+        self, task: str | None = None, expired: float | None = None, limit: int | None = None
+    ) -> int:
         where: list[str] = ["1"]
         values: list[Any] = []
         if task is not None:
@@ -528,19 +530,16 @@ class SqliteStore:
         if expired is not None:
             where.append("expires_at <= ?")
             values.append(expired)
-        condition = " AND ".join(where)
+        some = f"SELECT key FROM cache WHERE {' AND '.join(where)} LIMIT ?"
         with self._transaction() as db:
-            files = {
-                row[0]
-                for row in db.execute(
-                    f"SELECT result FROM cache WHERE result_kind IN (?,?) AND {condition}",
-                    (*_FILES, *values),
-                )
-            }
-            gone = db.execute(f"DELETE FROM cache WHERE {condition}", values).rowcount
+            gone = db.execute(
+                f"DELETE FROM cache WHERE key IN ({some}) RETURNING result_kind, result",
+                (*values, -1 if limit is None else limit),
+            ).fetchall()
+            files = {result for kind, result in gone if kind in _FILES}
             unused = [name for name in files if not _is_used(db, name)]
         self._unlink(unused)
-        return gone
+        return len(gone)
 
     def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:
         def read(db: sqlite3.Connection) -> list[tuple[RunRow, EngineRow | None]]:
@@ -716,6 +715,14 @@ class SqliteStore:
                         "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE run = ? LIMIT ?)",
                         (pk, left),
                     ).rowcount
+                if left > 0:
+                    gone = db.execute(
+                        "DELETE FROM cache WHERE key IN (SELECT key FROM cache WHERE run = ?"
+                        " LIMIT ?) RETURNING result_kind, result",
+                        (pk, left),
+                    ).fetchall()
+                    files |= {result for kind, result in gone if kind in _FILES}
+                    left -= len(gone)
                 if left <= 0:
                     break
             unused = [name for name in files if not _is_used(db, name)]

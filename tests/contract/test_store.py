@@ -1353,7 +1353,8 @@ def test_cached_results_are_dropped_by_task_and_by_expiry(store: ReadableStore) 
 
     assert store.drop_cached("task", 5.0) == 1
     assert left() == {b"kept", b"young", b"other"}
-    assert store.drop_cached(None, 5.0) == 1
+    assert store.drop_cached(None, 5.0, 0) == 0
+    assert store.drop_cached(None, 5.0, 7) == 1
     assert store.drop_cached("task") == 2
     assert left() == set()
     assert store.drop_cached() == 0

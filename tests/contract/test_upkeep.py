@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from asyncflow import Engine, InvalidOption, MemoryStore, SqliteStore, StoreError, flow, task
+from asyncflow import (
+    INPUTS,
+    Engine,
+    InvalidOption,
+    MemoryStore,
+    SqliteStore,
+    StoreError,
+    flow,
+    task,
+)
 from asyncflow.cli.commands import cli
 from asyncflow.cli.database import seconds_of
 from asyncflow.retention import prune_run
@@ -256,6 +265,36 @@ async def test_a_large_run_is_removed_in_short_steps(path: Path) -> None:
     assert prune_run(store, pk) == 1
     assert store.expired(1e12, None, 0, 10) == []
     store.close()
+
+
+async def test_cached_results_go_when_they_expire_or_with_their_run(path: Path) -> None:
+    @task(cache_policy=INPUTS, cache_expiration=DAY)
+    async def brief(n: int) -> str:
+        return "b" * 100_000 + str(n)
+
+    @task(cache_policy=INPUTS)
+    async def lasting(n: int) -> str:
+        return "l" * 100_000 + str(n)
+
+    @flow
+    async def main() -> None:
+        await brief.map(range(3))
+        await lasting.map(range(3))
+
+    clock = Clock()
+    async with Engine(path, clock=clock, retention_days=30) as engine:
+        await engine.run(main)
+        assert await engine.clear_cache("nothing of that name") == 0
+        clock.at += 2 * DAY
+        await engine.retention.once()
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+            assert db.execute("SELECT task, count(*) FROM cache").fetchall() == [("lasting", 3)]
+        db.close()
+        clock.at += 30 * DAY
+        assert await engine.retention.once() == 1
+        assert engine.store.check() == []  # type: ignore[attr-defined] # it is a SqliteStore
+        assert not list(Path(f"{path}.results").rglob("*.bin"))
+        assert await engine.clear_cache() == 0
 
 
 # --- the commands ---------------------------------------------------------------------------------
