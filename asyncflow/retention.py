@@ -75,8 +75,10 @@ class Retention:
         """
         engine, gone = self._engine, 0
         now = engine.clock.time()
-        while await engine.writer.do(lambda: engine.store.drop_cached(None, now, ROWS)) == ROWS:
-            await asyncio.sleep(BREATH)  # noqa: ASYNC110 - a step that others may come between
+        expired = ROWS
+        while expired == ROWS:
+            expired = await engine.writer.do(lambda: engine.store.drop_cached(None, now, ROWS))
+            await asyncio.sleep(BREATH)
         if self._days is not None:
             gone += await self._remove(now - self._days * 86_400, None, 0)
         for flow, keep in self._keep_last().items():
