@@ -288,6 +288,13 @@ class Calls:
             limit = self.named(name)
             wanted[limit] = wanted.get(limit, 0) + units
         wanted[self.engine_limit] = 1
+        for limit, units in wanted.items():
+            most = limit.most if limit.timed else limit.whole
+            if units > most > 0:
+                run.engine.report(
+                    f"task {spec.name!r} needs {units} of the limit {limit.name!r}, of which there"
+                    f" are {most:g}: its calls wait until that is raised"
+                )
         return tuple(wanted.items())
 
     def forget_needs(self) -> None:

@@ -278,7 +278,8 @@ class Engine:
         self._open = False
         self._token: Token[Engine | None] | None = None
         self.masker = Masker()
-        self.holders: dict[str, list[Hold]] = {}
+        self.holders: dict[object, list[Hold]] = {}
+        self.waiters: dict[Hold, None] = {}
         self.live: dict[str, Run] = {}
         self.parent_ids: dict[int, str] = {}
         self.id = 0
@@ -716,14 +717,13 @@ class Engine:
         if error is not None:
             self.report(f"what other processes ask for cannot be read: {error}")
         requests, limits = found or ([], None)
-        if limits is not None:
-            self._apply_limits(limits)
+        self._apply_limits(limits)
         for pk, kind in requests:
             for run in list(self.live.values()):
                 if run.pk == pk and kind == "cancel":
                     self._cancel_live(run)
-        if self.live and self._open:
-            self._polling = self.loop.call_later(POLL, self._poll)
+        if self.live:
+            self.look_out()
 
     def _start(self, run: Run) -> FlowRun[Any]:
         self.went_live(run)
@@ -791,10 +791,21 @@ class Engine:
             raise InvalidOption(f"{flow!r} is not a flow: decorate the function with @flow")
 
     async def create_run(self, row: RunRow, state: StateRow) -> tuple[RunRow, bool]:
-        """Store a new run: in place where that is quick, else on the writer's thread."""
+        """Store a new run: in place where that is quick, else on the writer's thread.
+
+        A root run begins under the limits that are set by then, by whichever engine.
+        """
+
+        def create() -> tuple[tuple[RunRow, bool], list[LimitRow] | None]:
+            made = self.store.create_run(row, [state])
+            return made, self._stored_limits() if row.parent is None else None
+
         if self.writer.prefers_here():
-            return self.writer.here(lambda: self.store.create_run(row, [state]))
-        return await self.writer.do(lambda: self.store.create_run(row, [state]))
+            made, found = self.writer.here(create)
+        else:
+            made, found = await self.writer.do(create)
+        self._apply_limits(found)
+        return made
 
     def live_or_stored(self, row: RunRow, flow: Flow[..., Any]) -> Any:
         """The live run of a row, or the row."""
@@ -974,7 +985,12 @@ class Engine:
 
     async def claim(self, row: RunRow) -> RunRow | None:
         """Make this engine the owner of a run; None if another was quicker."""
-        claimed = await self.writer.do(lambda: self.store.claim(row.pk, self.id, row.epoch))
+
+        def take() -> tuple[list[RunRow] | None, list[LimitRow] | None]:
+            return self.store.claim(row.pk, self.id, row.epoch), self._stored_limits()
+
+        claimed, limits = await self.writer.do(take)
+        self._apply_limits(limits)
         return claimed[0] if claimed else None
 
     async def rerun(self, run_id: str, parameters: dict[str, Any] | None = None) -> FlowRun[Any]:
@@ -1424,8 +1440,19 @@ class Engine:
         await self._written()
         return await self.writer.do(lambda: self.store.drop_cached(task))
 
-    def _apply_limits(self, rows: list[LimitRow]) -> None:
+    def _stored_limits(self) -> list[LimitRow] | None:
+        """On the writer: what is set for all; None where only this engine sets any."""
+        return self.store.limits() if self._lock is not None else None
+
+    async def refresh_limits(self) -> None:
+        """Take over what others have set, where nobody looks for it at intervals."""
+        if self._polling is None and self._lock is not None:
+            self._apply_limits(await self.writer.do(self.store.limits))
+
+    def _apply_limits(self, rows: list[LimitRow] | None) -> None:
         """Take over what was set in the store, by whichever engine."""
+        if rows is None:
+            return
         found = {row.name: row for row in rows}
         if found == self._limit_rows:
             return

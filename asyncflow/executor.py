@@ -866,13 +866,13 @@ class Executor:
             return
         if self.machine.retake_now(call):
             return
-        hold = Hold(call.run, call, call.limits, RETAKE)
+        hold = Hold(call.run, call, self.machine.lent(call), RETAKE)
         await self.hold(hold)
         if call.lends or call.holding or call.phase.is_final:
             # Its code went on in another task meanwhile, and waits again or has ended.
             self.release(hold)
             return
-        call.holding = True
+        self.machine.retaken(call, hold.limits)
 
     async def hold(self, hold: Hold) -> None:
         """Wait in line until *hold* has its units."""

@@ -104,37 +104,62 @@ class Line:
             self._top = self._lanes[max(self._lanes)] if self._lanes else None
 
 
-class Slots:
-    """At most *size* units are held at once. None lifts the limit, 0 lets nobody in.
+class _Named:
+    """What slots and rates have in common: all their fields, so that one can become the other.
 
     Attributes:
-        used: units held now.
         whole: its size; `size`: the part of that which may be used here, where other engines
             use the same limit.
+        used: units of it that are spoken for now.
+        held: of a rate, units that started under it and run; it bounds nothing.
         open: whether the machine has it on its list of limits to look at.
     """
 
-    __slots__ = ("line", "name", "open", "share", "size", "used", "whole")
-    timed = False
+    __slots__ = (
+        "_granted",
+        "_since",
+        "_tokens",
+        "burst",
+        "held",
+        "line",
+        "name",
+        "open",
+        "period",
+        "share",
+        "size",
+        "used",
+        "whole",
+    )
 
-    def __init__(self, name: str, size: float | None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self.size: float = inf
         self.whole: float = inf
         self.share: float = inf
         self.used: float = 0
+        self.held: float = 0
         self.line = Line()
         self.open = False
-        self.resize(size)
-
-    def resize(self, size: float | None) -> None:
-        self.whole = inf if size is None else check_size(self.name, size)
-        self.size = min(self.whole, self.share)
 
     def allot(self, share: float) -> None:
         """Use no more than this part of it."""
         self.share = share
         self.size = min(self.whole, share)
+
+
+class Slots(_Named):
+    """At most *size* units are held at once. None lifts the limit, 0 lets nobody in."""
+
+    __slots__ = ()
+    timed = False
+
+    def __init__(self, name: str, size: float | None) -> None:
+        super().__init__(name)
+        self.resize(size)
+
+    def resize(self, size: float | None) -> None:
+        self.whole = inf if size is None else check_size(self.name, size)
+        self.size = min(self.whole, self.share)
 
     def refresh(self, now: float) -> None:
         """Time changes nothing for it."""
@@ -146,52 +171,43 @@ class Slots:
         return f"<limit {self.name!r}: {self.used:g} of {self.whole:g} in use, {self.line.n} wait>"
 
 
-class Rate:
+class Rate(_Named):
     """At most *limit* starts in any window of *period* seconds: strict, sliding.
 
     `used` counts the starts inside the window that ends now. With *burst* it is a token bucket
     instead (GCRA's idea): *limit* tokens flow in per period, up to *burst* may be saved.
     """
 
-    __slots__ = (
-        "_granted",
-        "_since",
-        "_tokens",
-        "burst",
-        "line",
-        "name",
-        "open",
-        "period",
-        "share",
-        "size",
-        "used",
-        "whole",
-    )
+    __slots__ = ()
     timed = True
 
     def __init__(self, name: str, limit: float, period: float, burst: int | None = None) -> None:
-        self.name = name
-        self.line = Line()
-        self.open = False
-        self.used: float = 0
-        self.share: float = inf
+        super().__init__(name)
         self._granted: deque[float] = deque()
         self.resize(limit, period, burst)
 
     def resize(self, limit: float, period: float, burst: int | None = None) -> None:
-        if not period > 0:
+        if not _is_number(period) or not 0 < period < inf:
             raise InvalidOption(f"limit {self.name!r}: period={period!r}: give seconds above 0")
-        self.whole = check_size(self.name, limit)
+        if burst is not None and (not _is_number(burst) or burst != int(burst) or burst < 1):
+            raise InvalidOption(f"limit {self.name!r}: burst={burst!r}: give 1 or more")
+        whole = check_size(self.name, limit)
+        if burst is None and 0 < whole < 1:
+            raise InvalidOption(
+                f"limit {self.name!r}: less than one start in {period:g} s: give 1 and a longer"
+                " period"
+            )
+        self.whole = whole
         self.size = min(self.whole, self.share)
-        self.period = period
+        self.period = float(period)
         self.burst = burst
         self._tokens = float(burst or 0)
         self._since: float | None = None
 
-    def allot(self, share: float) -> None:
-        """Use no more than this part of it."""
-        self.share = share
-        self.size = min(self.whole, share)
+    @property
+    def most(self) -> float:
+        """How many can be had at once, at most."""
+        return max(self.whole, self.burst or 0)
 
     def last_use(self) -> float | None:
         """When it was spent last, by the monotonic clock; None: not within a period."""
@@ -219,6 +235,7 @@ class Rate:
         else:
             self._tokens -= units
         self.used += units
+        self.held += units
 
     def next_time(self, units: int, now: float) -> float | None:
         """When *units* can be had at the earliest; None if never (a limit of 0)."""
@@ -231,16 +248,42 @@ class Rate:
         return now if over <= 0 else self._granted[over - 1] + self.period
 
     def __repr__(self) -> str:
-        return f"<rate {self.name!r}: {self.size:g} per {self.period:g} s, {self.line.n} wait>"
+        return f"<rate {self.name!r}: {self.whole:g} per {self.period:g} s, {self.line.n} wait>"
+
+
+def become_rate(slots: Slots, limit: float, period: float, burst: int | None) -> Rate:
+    """Make a rate of slots, in place: who waits for them waits for it, what is held is known."""
+    rate: Any = slots
+    Rate(slots.name, limit, period, burst)  # raises before anything has changed
+    rate.__class__ = Rate
+    rate.held, rate.used, rate._granted = slots.used, 0, deque()
+    rate.resize(limit, period, burst)
+    made: Rate = rate
+    return made
+
+
+def become_slots(rate: Rate, size: float | None) -> Slots:
+    """Make slots of a rate, in place: what started under it and runs holds them."""
+    slots: Any = rate
+    Slots(rate.name, size)  # raises before anything has changed
+    slots.__class__ = Slots
+    slots.used, slots.held = rate.held, 0
+    slots.resize(size)
+    made: Slots = slots
+    return made
 
 
 Limit: TypeAlias = Slots | Rate
 Needs: TypeAlias = "tuple[tuple[Limit, int], ...]"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_size(name: str, size: float) -> float:
     """The size of a limit as a number; InvalidOption says what is wrong with it."""
-    if isinstance(size, bool) or not isinstance(size, int | float) or not size >= 0:
+    if not _is_number(size) or not size >= 0:
         raise InvalidOption(
             f"limit {name!r}: {size!r} is no size: give a number, 0 to pause it, None to lift it"
         )

@@ -285,6 +285,8 @@ class Machine:
                 if limit.line.n and not limit.open:
                     limit.open = True
                     self._open.append(limit)
+            else:
+                limit.held -= units
 
     def lend(self, call: Call) -> None:
         """The call waits for a child: others may have its slots."""
@@ -296,13 +298,28 @@ class Machine:
         """Take lent slots back at once, if they are free; else make a `Hold` and wait."""
         if call.holding:
             return True
-        if blocker(call.limits) is not None:
+        if blocker(self.lent(call)) is not None:
             return False
-        for limit, units in call.limits:
-            if not limit.timed:
+        self.retaken(call)
+        return True
+
+    @staticmethod
+    def lent(call: Call) -> Needs:
+        """What a call has lent: a start that a rate has allowed stays allowed."""
+        return tuple(need for need in call.limits if not need[0].timed)
+
+    @staticmethod
+    def retaken(call: Call, taken: Needs = ()) -> None:
+        """The call has again what it had lent, of which *taken* is counted already."""
+        for need in call.limits:
+            if need in taken:
+                continue
+            limit, units = need
+            if limit.timed:
+                limit.held += units
+            else:
                 limit.used += units
         call.holding = True
-        return True
 
     # --- items of a map that need no call -----------------------------------------------------
 
@@ -542,7 +559,7 @@ class Machine:
         while self._retries and self._retries[0][0] <= mono:
             self.again(heappop(self._retries)[2])
         for key, rate in list(self._rates.items()):
-            if rate.line.n:
+            if rate.line.n and rate.timed:
                 self._reopen(rate)
             else:
                 del self._rates[key]
@@ -553,7 +570,7 @@ class Machine:
             heappop(self._retries)
         due = [self._retries[0][0]] if self._retries else []
         for rate in self._rates.values():
-            if rate.line.n:
+            if rate.line.n and rate.timed:
                 units = next(u for limit, u in rate.line.head().limits if limit is rate)
                 rate.refresh(mono)
                 when = rate.next_time(units, mono)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from asyncflow.errors import InvalidOption
-from asyncflow.limits import Limit, Rate, Slots
+from asyncflow.limits import Limit, Rate, Slots, become_rate, become_slots
 from asyncflow.machine import Machine
 
 
@@ -22,6 +22,7 @@ class NamedLimits:
         self._limits: dict[str, Limit] = {}
         self._set: set[str] = set()
         self._declared: dict[str, tuple[float, float | None]] = {}
+        self._inherited: dict[str, tuple[float, float, int | None]] = {}
 
     def get(self, name: str) -> Limit:
         limit = self._limits.get(name)
@@ -36,13 +37,17 @@ class NamedLimits:
         """Set a limit for all; it outranks what code declares.
 
         Raises:
-            InvalidOption: the size or period makes no sense.
+            InvalidOption: the name, size or period makes no sense.
         """
+        if not isinstance(name, str) or not name:
+            raise InvalidOption(f"the name of a limit must be text, not {name!r}")
+        if burst is not None and period is None:
+            raise InvalidOption(f"limit {name!r}: burst={burst!r} needs a period: slots have none")
+        self._resize(name, limit, period, burst)
         if limit is None:
             self._set.discard(name)
         else:
             self._set.add(name)
-        self._resize(name, limit, period, burst)
 
     def declare(self, name: str, limit: float | None, period: float | None) -> Limit:
         """The limit of this name, with the size that code declares, where nothing else did.
@@ -62,31 +67,41 @@ class NamedLimits:
                 self._resize(name, limit, period, None)
         return self.get(name)
 
+    def keyed(self, name: str, key: str | None, limit: float | None, period: float | None) -> Limit:
+        """`declare`, of the part of a rate that *key* has for itself.
+
+        What was set for the name is the size of each part that has none of its own.
+        """
+        if key is None:
+            return self.declare(name, limit, period)
+        part = f"{name}:{key}"
+        whole = self._limits.get(name)
+        if name in self._set and part not in self._set and isinstance(whole, Rate):
+            size = (whole.whole, whole.period, whole.burst)
+            if self._inherited.get(part) != size:
+                self._inherited[part] = size
+                self._resize(part, *size)
+            return self.get(part)
+        if self._inherited.pop(part, None) is not None and part not in self._set:
+            self._resize(part, None, None, None)
+        return self.declare(part, limit, period)
+
     def _resize(
         self, name: str, limit: float | None, period: float | None, burst: int | None
     ) -> None:
-        old = self.get(name)
+        found = self.get(name)
         if period is not None and limit is not None:
-            if isinstance(old, Rate):
-                old.resize(limit, period, burst)
+            if isinstance(found, Rate):
+                found.resize(limit, period, burst)
             else:
-                self._replace(name, old, Rate(name, limit, period, burst))
-        elif isinstance(old, Slots):
-            old.resize(limit)
+                become_rate(found, limit, period, burst)
+        elif isinstance(found, Slots):
+            found.resize(limit)
         else:
-            self._replace(name, old, Slots(name, limit))
+            become_slots(found, limit)
         if limit is not None:
-            self._share(self.get(name))
-        self._machine.resized(self.get(name))
-
-    def _replace(self, name: str, old: Limit, new: Limit) -> None:
-        """Another kind of limit takes over; who waits for the old one is let through there."""
-        self._limits[name] = new
-        if isinstance(old, Slots):
-            old.resize(None)
-        else:
-            old.resize(float("inf"), old.period)
-        self._machine.resized(old)
+            self._share(found)
+        self._machine.resized(found)
 
 
 def _told(limit: float, period: float | None) -> str:

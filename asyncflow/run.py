@@ -226,7 +226,12 @@ class Call:
 
 
 class Hold:
-    """Units of named limits held by user code: ``async with concurrency(...)``."""
+    """Units of named limits held by user code: ``async with concurrency(...)``.
+
+    Attributes:
+        carrier: who goes on when it has its units: an asyncio task, or the id of a thread.
+        patient: whether it waits as long as it takes.
+    """
 
     __slots__ = (
         "call",
@@ -237,6 +242,7 @@ class Hold:
         "limits",
         "live",
         "owner",
+        "patient",
         "priority",
     )
     is_source = False
@@ -251,6 +257,7 @@ class Hold:
         self.live = True
         self.holding = False
         self.carrier: Any = None
+        self.patient = True
 
 
 class Item:

@@ -29,8 +29,9 @@ class Sharing:
         self._engine = engine
         self._limits: dict[str, Limit] = {}
         self._idle: dict[str, int] = {}
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._asking = False
+        self._asked = 0.0  # when, by the clock of the loop
         self._closed = False
         self._extra: dict[str, float] = {}
         self._answered: list[asyncio.Future[None]] = []
@@ -40,17 +41,22 @@ class Sharing:
 
         So that who waits for no time at all gets what is free.
         """
-        if limit.used + units <= limit.size or limit.size >= limit.whole or self._closed:
-            return
-        self._extra[limit.name] = units
-        waiter: asyncio.Future[None] = self._engine.loop.create_future()
-        self._answered.append(waiter)
-        if not self._asking:
-            if self._timer is not None:
-                self._timer.cancel()
+        for _ in range(2):
+            if limit.used + units <= limit.size or limit.size >= limit.whole:
+                return
+            if self._closed or self._engine.broken:
+                return
+            waiter: asyncio.Future[None] = self._engine.loop.create_future()
+            self._answered.append(waiter)
+            self._extra[limit.name] = units
             self._idle.pop(limit.name, None)
-            self._ask()
-        await waiter
+            begun = not self._asking
+            if begun:
+                self._ask()
+            await waiter
+            if begun:
+                return
+            # That was the answer to what others had asked: now it is our turn.
 
     def add(self, limit: Limit) -> None:
         """A limit was given a size: from now on it is divided."""
@@ -62,13 +68,23 @@ class Sharing:
         """Somebody waits for more of these limits than there is here."""
         for limit in limits:
             self._idle.pop(limit.name, None)
-        if self._asking or self._closed:
-            return
-        if self._timer is None:
-            self._timer = self._engine.loop.call_soon(self._ask)
+        if not self._asking and not self._closed:
+            # At once, though not again and again while others keep what there is.
+            self._ask_at(self._asked + HURRY)
+
+    def _ask_at(self, when: float) -> None:
+        """Ask at a time of the loop's clock, or earlier where that is planned."""
+        timer = self._timer
+        if timer is not None:
+            if timer.when() <= when:
+                return
+            timer.cancel()
+        self._timer = self._engine.loop.call_at(when, self._ask)
 
     def _ask(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         engine = self._engine
         if self._asking or self._closed or engine.broken:
             return
@@ -76,6 +92,7 @@ class Sharing:
         if not limits:
             return
         self._asking = True
+        self._asked = engine.loop.time()
         demands = [self._demand(limit) for limit in limits]
         self._extra.clear()
         now = engine.clock.time()
@@ -94,7 +111,7 @@ class Sharing:
                 return
             if parts is None:
                 engine.report(f"named limits cannot be divided with other engines: {error}")
-                self._timer = engine.loop.call_later(CALM, self._ask)
+                self._ask_at(engine.loop.time() + CALM)
                 return
             self._take(limits, parts)
 
@@ -135,7 +152,7 @@ class Sharing:
             short = short or (part.size < limit.whole and bool(limit.line.n))
         engine.executor.pump()
         if any(self._is_of_use(limit) for limit in self._limits.values()):
-            self._timer = engine.loop.call_later(HURRY if short else CALM, self._ask)
+            self._ask_at(engine.loop.time() + (HURRY if short else CALM))
 
     async def aclose(self) -> None:
         """Give back everything."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 
 import pytest
 from virtual import now, virtual_engine, virtually
 
 from asyncflow import (
+    BlockingCall,
     ConcurrencyDeadlock,
     Engine,
+    InvalidOption,
     MemoryStore,
     QueueTimeout,
     concurrency,
@@ -17,6 +21,7 @@ from asyncflow import (
     rate_limit,
     tags,
     task,
+    wait,
 )
 
 
@@ -155,6 +160,93 @@ async def test_code_that_waits_for_what_it_holds_itself_is_told_so(engine: Engin
         await engine.run(main)
 
 
+async def test_threads_that_wait_for_what_they_hold_themselves_are_told_so(engine: Engine) -> None:
+    @task
+    def work() -> None:
+        with concurrency("one", limit=1), concurrency("one", limit=1):
+            pass
+
+    @flow
+    async def main() -> None:
+        await work.submit()
+
+    with pytest.raises(ConcurrencyDeadlock, match="never come free"):
+        await engine.run(main)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_a_circle_of_waits_between_named_limits_is_broken_and_told(
+    engine: Engine, threads: bool
+) -> None:
+    inside = threading.Barrier(2)
+    both = asyncio.Barrier(2)
+
+    @task
+    async def work(first: str, second: str) -> None:
+        async with concurrency(first, limit=1):
+            await both.wait()
+            async with concurrency(second, limit=1):
+                pass
+
+    @task
+    def work_in_thread(first: str, second: str) -> None:
+        with concurrency(first, limit=1):
+            inside.wait(5)
+            with concurrency(second, limit=1):
+                pass
+
+    @flow
+    async def main() -> list[str]:
+        called = work_in_thread if threads else work
+        futures = [called.submit("p", "q"), called.submit("q", "p")]
+        await wait(futures)
+        told = [str(f.state.result(raise_on_failure=False)) for f in futures if f.state.is_failed()]
+        assert len(told) == 1
+        return told
+
+    async with asyncio.timeout(5):
+        told = await engine.run(main)
+    assert "holds 1 of 'p' and waits for 'q'" in told[0]
+    assert "holds 1 of 'q' and waits for 'p'" in told[0]
+    assert not engine.holders
+    assert not engine.waiters
+
+
+async def test_whoever_gives_up_after_a_while_closes_no_circle(engine: Engine) -> None:
+    both = asyncio.Barrier(2)
+
+    async def work(first: str, second: str, timeout: float | None) -> str:
+        async with concurrency(first, limit=1):
+            await both.wait()
+            try:
+                async with concurrency(second, limit=1, timeout=timeout):
+                    return "in"
+            except QueueTimeout:
+                return "gave up"
+
+    found = await asyncio.gather(work("p", "q", 0.01), work("q", "p", None))
+    assert found == ["gave up", "in"]
+
+
+async def test_one_object_can_be_entered_many_times_at_once(engine: Engine) -> None:
+    gauge, db = Gauge(), concurrency("db", limit=3)
+
+    async def work() -> None:
+        async with db, gauge:
+            pass
+
+    await asyncio.gather(*[work() for _ in range(20)])
+    assert gauge.most == 3
+    assert engine.named.get("db").used == 0
+
+
+async def test_waiting_in_the_way_of_threads_on_the_loop_is_refused(engine: Engine) -> None:
+    with pytest.raises(BlockingCall, match="write async with"), concurrency("db", limit=1):
+        pass
+    with pytest.raises(BlockingCall, match="write await"):
+        rate_limit("api", limit=1, period=1).wait()
+
+
 async def test_a_limit_of_zero_pauses_and_none_lifts(engine: Engine) -> None:
     ran = []
 
@@ -269,3 +361,121 @@ async def test_a_slot_is_not_held_while_waiting_for_a_child(engine: Engine) -> N
 
     async with asyncio.timeout(5):
         assert await engine.run(main) == 5
+
+
+@virtually
+async def test_a_call_that_waits_for_a_child_takes_no_second_start_of_its_rate() -> None:
+    @task
+    async def child() -> None:
+        await asyncio.sleep(1)
+
+    @task(limits={"api": 1})
+    async def parent() -> None:
+        await child()
+
+    @flow
+    async def main() -> None:
+        await parent()
+
+    async with virtual_engine() as engine:
+        await engine.set_limit("api", 1, period=1000)
+        await engine.run(main)
+    assert round(now(), 6) == 1
+
+
+@virtually
+async def test_slots_become_a_rate_and_slots_again_for_those_who_wait() -> None:
+    gauge, starts = Gauge(), []
+
+    @task(limits={"api": 1})
+    async def work(i: int) -> None:
+        starts.append(now())
+        async with gauge:
+            await asyncio.sleep(1)
+
+    @flow(max_concurrency=50)
+    async def main() -> None:
+        await work.map(range(100))
+
+    async with virtual_engine() as engine:
+        await engine.set_limit("api", 4)
+        run = await engine.submit(main)
+        await asyncio.sleep(0.5)
+        assert len(starts) == 4
+        await engine.set_limit("api", 2, period=10)
+        await asyncio.sleep(0)
+        assert len(starts) == 6, "a rate counts starts, not what is held"
+        await asyncio.sleep(40)
+        assert len(starts) == 14
+        await engine.set_limit("api", 2, period=1)
+        await asyncio.sleep(0.25)
+        await engine.set_limit("api", 3)
+        gauge.most = gauge.now
+        await run
+    assert gauge.most == 3
+    assert engine.named.get("api").used == 0
+
+
+@virtually
+async def test_what_is_set_for_a_rate_is_the_size_of_each_key() -> None:
+    starts: dict[str, list[float]] = {"a": [], "b": []}
+
+    async def use(key: str) -> None:
+        await rate_limit("api", key=key)
+        starts[key].append(now())
+
+    async with virtual_engine() as engine:
+        await engine.set_limit("api", 2, period=10)
+        await asyncio.gather(*[use(key) for key in "ab" for _ in range(4)])
+        assert starts == {"a": [0, 0, 10, 10], "b": [0, 0, 10, 10]}
+        await engine.set_limit("api", None)
+        await asyncio.gather(*[use(key) for key in "ab" for _ in range(10)])
+        assert now() == 10
+        await engine.set_limit("api", 2, period=10)
+        with pytest.raises(InvalidOption, match="never be had"):
+            await rate_limit("api", occupy=3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("x", -1),
+        ("x", True),
+        ("x", float("nan")),
+        ("x", 5, 0),
+        ("x", 5, "day"),
+        ("x", 5, None, 3),
+        ("x", 5, 1, 0),
+        ("x", 0.5, 1),
+        ("", 5),
+        (None, 5),
+    ],
+)
+async def test_a_limit_that_makes_no_sense_is_refused(
+    engine: Engine, given: tuple[str, float, float]
+) -> None:
+    await engine.set_limit("x", 7)
+    with pytest.raises(InvalidOption):
+        await engine.set_limit(*given)
+    assert engine.named.get("x").whole == 7
+
+
+async def test_a_task_that_needs_more_than_there_is_waits_and_that_is_said(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    @task(limits={"db": 5})
+    async def work() -> int:
+        return 1
+
+    @flow
+    async def main() -> int:
+        return await work()
+
+    await engine.set_limit("db", 3)
+    with caplog.at_level(logging.WARNING):
+        run = await engine.submit(main)
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert "needs 5 of the limit 'db', of which there are 3" in caplog.text
+    await engine.set_limit("db", 5)
+    assert await run == 1

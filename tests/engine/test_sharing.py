@@ -100,6 +100,68 @@ async def test_a_limit_that_one_engine_sets_holds_for_one_that_is_open(path: Pat
             assert [await run for run in (first, second, third)] == [1, 1, 1]
 
 
+async def test_a_limit_that_was_set_while_an_engine_did_nothing_holds_for_its_next_run(
+    path: Path,
+) -> None:
+    async with Engine(path) as one, Engine(path) as other:
+        await one.set_limit("shared", 1)
+        await other.run(many, 0, "limited")
+        assert max(MOST) == 1
+        await one.set_limit("tag:shared", 2)
+        await other.run(many, 0, "tagged")
+        assert max(MOST[100:]) == 2
+
+
+async def test_a_limit_that_was_set_by_others_holds_for_code_outside_of_runs(path: Path) -> None:
+    async with Engine(path) as one, Engine(path):
+        await one.set_limit("db", 1)
+        await one.set_limit("api", 1, period=1000)
+
+        async def ask() -> None:
+            async with concurrency("db", timeout=0):
+                await work(1)
+
+        found = await asyncio.gather(ask(), ask(), return_exceptions=True)
+        assert [type(f) for f in found] == [type(None), QueueTimeout]
+        await rate_limit("api")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await rate_limit("api")
+
+
+async def test_more_of_a_limit_is_there_at_once(path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("asyncflow.sharing.CALM", 3600.0)
+    async with Engine(path) as engine:
+        await engine.set_limit("db", 1)
+        async with asyncio.timeout(5), concurrency("db"):
+            await engine.set_limit("db", 2)
+            async with asyncio.TaskGroup() as group:
+
+                async def second() -> None:
+                    async with concurrency("db"):
+                        pass
+
+                group.create_task(second())
+
+
+async def test_one_look_at_a_time_is_taken_for_what_others_ask(path: Path) -> None:
+    async with Engine(path) as engine:
+
+        @flow
+        async def hold() -> None:
+            await release.wait()
+
+        release = asyncio.Event()
+        run = await engine.submit(hold)
+        engine._poll()
+        engine.look_out()  # as the next run does, while the store is being asked
+        planned = engine._polling
+        await engine.writer.do(lambda: None)
+        assert engine._polling is planned
+        release.set()
+        await run
+
+
 async def test_who_waits_for_no_time_gets_what_is_free(path: Path) -> None:
     async with Engine(path) as one, Engine(path) as other:
 
