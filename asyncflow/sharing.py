@@ -95,6 +95,9 @@ class Sharing:
         self._asked = engine.loop.time()
         demands = [self._demand(limit) for limit in limits]
         self._extra.clear()
+        for limit, demand in zip(limits, demands, strict=True):
+            # Until the answer is here others may already have what is not in use now.
+            limit.allot(min(limit.share, demand.used))
         now = engine.clock.time()
         folder = engine.locks()
 

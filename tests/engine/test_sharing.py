@@ -144,6 +144,19 @@ async def test_more_of_a_limit_is_there_at_once(path: Path, monkeypatch: Any) ->
                 group.create_task(second())
 
 
+async def test_while_an_engine_asks_it_takes_no_more_than_it_said_it_uses(path: Path) -> None:
+    async with Engine(path) as engine:
+        await engine.set_limit("db", 4)
+        async with concurrency("db"):
+            limit = engine.named.get("db")
+            assert limit.size == 4
+            assert engine.sharing is not None
+            engine.sharing._ask()
+            assert limit.size == 1, "the rest may be another's by the time of the answer"
+            await engine.writer.do(lambda: None)
+            assert limit.size == 4
+
+
 async def test_one_look_at_a_time_is_taken_for_what_others_ask(path: Path) -> None:
     async with Engine(path) as engine:
 
