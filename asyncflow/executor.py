@@ -322,6 +322,8 @@ class Executor:
                 if isinstance(item, Run):
                     self._wake(item.idle)
                     continue
+                if isinstance(item, Call):
+                    self._wake(item.direct)  # it ended before it was its turn
                 waiters, item.waiters = item.waiters, None
                 for waiter in waiters or ():
                     if isinstance(waiter, asyncio.Future):

@@ -478,7 +478,7 @@ class Machine:
             if not batch.open:
                 run.batches.pop(batch, None)
                 self.awake.append(batch)
-        if call.waiters is not None:
+        if call.waiters is not None or call.direct is not None:
             self.awake.append(call)
         if call.cache_key is not None:
             self.landed.append(call)
