@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,10 @@ import click
 
 from asyncflow.cli.looking import _answered, _reading, find_run
 from asyncflow.cli.output import coloured, one_line, print_json, say
-from asyncflow.cli.params import parse
-from asyncflow.cli.running import (
-    Session,
-    _guarded,
-    _import_from_here,
-    _must_exist,
-    _say_started,
-    _tell_end,
-)
+from asyncflow.cli.running import _import_from_here, _must_exist, begin_stored
 from asyncflow.diff import RunDiff, TaskDiff, compare
 from asyncflow.engine import Engine, FlowRun, default_database
 from asyncflow.errors import InvalidParameters
-from asyncflow.registry import find
 from asyncflow.states import StateType
 
 
@@ -41,7 +31,7 @@ def fork_run(
     async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
         return await engine.fork(stored, from_task, given)
 
-    return _again(run_id, params, db, as_json, quiet, begin)
+    return begin_stored(run_id, params, db, as_json, quiet, begin)
 
 
 def rerun_run(
@@ -52,31 +42,7 @@ def rerun_run(
     async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
         return await engine.rerun(stored, given)
 
-    return _again(run_id, params, db, as_json, quiet, begin)
-
-
-def _again(
-    run_id: str,
-    params: tuple[str, ...],
-    db: str | None,
-    as_json: bool,
-    quiet: bool,
-    begin: Callable[[Engine, str, dict[str, Any] | None], Coroutine[Any, Any, FlowRun[Any]]],
-) -> int:
-    session = Session(db, "strict", as_json, quiet or as_json)
-
-    async def run() -> int:
-        _must_exist(session.db)
-        _import_from_here()
-        async with session.opened():
-            row = await find_run(session.engine.reader, run_id)
-            given = parse(find(row.flow_ref, row.flow_name), params) if params else None
-            handle = await begin(session.engine, row.id, given)
-            _say_started(session, handle)
-            state = await handle.wait()
-        return _tell_end(session, handle, state)
-
-    return _guarded(run, as_json)
+    return begin_stored(run_id, params, db, as_json, quiet, begin)
 
 
 def answer_run(

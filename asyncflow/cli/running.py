@@ -158,6 +158,22 @@ def resume_run(
     *, run_id: str, params: tuple[str, ...], db: str | None, as_json: bool, quiet: bool
 ) -> int:
     """Go on with a stored run; the exit code."""
+
+    async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
+        return await engine.resume(stored, parameters=given)
+
+    return begin_stored(run_id, params, db, as_json, quiet, begin)
+
+
+def begin_stored(
+    run_id: str,
+    params: tuple[str, ...],
+    db: str | None,
+    as_json: bool,
+    quiet: bool,
+    begin: Callable[[Engine, str, dict[str, Any] | None], Coroutine[Any, Any, FlowRun[Any]]],
+) -> int:
+    """Begin something with a stored run, given parameters, and see it to its end."""
     from asyncflow.cli.looking import find_run
     from asyncflow.cli.params import parse
 
@@ -169,7 +185,7 @@ def resume_run(
         async with session.opened():
             row = await find_run(session.engine.reader, run_id)
             given = parse(find(row.flow_ref, row.flow_name), params) if params else None
-            handle = await session.engine.resume(row.id, parameters=given)
+            handle = await begin(session.engine, row.id, given)
             _say_started(session, handle)
             state = await handle.wait()
         return _tell_end(session, handle, state)
