@@ -290,7 +290,7 @@ def make_caching(
             raise InvalidOption(
                 f"{what}: cache_key_fn={key_fn!r}: give a function fn(context, parameters) -> str"
             )
-        policy = CachePolicy(functions=(key_fn,))
+        policy = CacheKeyFn(key_fn)
     if not policy:
         if policy is None and (expiration is not None or refresh):
             raise InvalidOption(

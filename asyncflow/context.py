@@ -6,7 +6,7 @@ Two context variables and nothing else, so that every layer may look.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asyncflow.run import Call, Item, Run
 
@@ -33,8 +33,3 @@ def current_call() -> Call | None:
     """The task call that the running code belongs to; None in a flow's own body."""
     scope = CURRENT.get()
     return None if scope is None or isinstance(scope, Run) else scope.call()
-
-
-def reset(value: Any = None) -> None:
-    """Leave the run: what runs from here in this context stands outside of all runs."""
-    CURRENT.set(value)

@@ -354,7 +354,6 @@ class Engine:
         self.flows = Flows(self)
         self.waiting = Waiting(self, self._suspend_after)
         self._resources = Opened(self.loop)
-        self._run_resources: dict[str, Opened] = {}
         self._runners: dict[Any, Any] = {}
         self._reader: Reader | None = None
         self._broken: BaseException | None = None

@@ -65,7 +65,6 @@ class Extra:
     result_kind: int = ResultKind.NONE
     result: bytes | None = None
     task: asyncio.Task[Any] | None = None
-    log_count: int = 0
     timer: asyncio.TimerHandle | None = None
     carrier: asyncio.Task[Any] | None = None  # the task that steps its body
     asleep: Wait | None = None  # what ends the sleep of a run that has left memory

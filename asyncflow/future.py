@@ -275,46 +275,41 @@ async def _wait_for(item: Call | Batch) -> None:
     """Wait until a call or map has settled; the waiting task lends its slots meanwhile."""
     run = item.run
     executor = run.engine.executor
-    if isinstance(item, Call):
-        item.seen = True
-    else:
-        item.seen = True
+    item.seen = True
     parent = current_call()
     if parent is None or parent.run.engine is not run.engine:
         await executor.wait(item)
         return
-    if isinstance(item, Call):
-        _refuse_cycle(parent, item)
-        parent.waits_on = item
+    _refuse_cycle(parent, item)
+    parent.waits_on = (*parent.waits_on, item)
     try:
         await executor.lend_while(parent, executor.wait(item))
     finally:
-        parent.waits_on = None
+        others = list(parent.waits_on)
+        others.remove(item)
+        parent.waits_on = tuple(others)
 
 
-def _refuse_cycle(waiting: Call, item: Call) -> None:
+def _refuse_cycle(waiting: Call, item: Call | Batch) -> None:
     """Raise DependencyCycle if *item* waits, through whatever chain, for *waiting*."""
     seen: set[int] = set()
     open_ = [item]
     while open_:
-        call = open_.pop()
-        if call is waiting:
+        one = open_.pop()
+        if one is waiting:
+            what = f"the map of {item.spec.name}" if isinstance(item, Batch) else item.display
             raise DependencyCycle(
-                f"{waiting.display} waits for {item.display}, which waits for it: break the"
-                " circle of futures"
+                f"{waiting.display} waits for {what}, which waits for it: break the circle of"
+                " futures"
             )
-        if id(call) in seen:
+        if id(one) in seen:
             continue
-        seen.add(id(call))
-        if call.waits_on is not None:
-            open_.append(call.waits_on)
-        parent = call.parent
-        # A caller waits for what it called, but what it called may end without its caller.
-        del parent
-        found: list[tuple[Call, bool]] = []
-        if call.waiting:
-            nested.find((*call.args, *call.kwargs.values()), found)
-        open_.extend(other for other, _ in found if not other.settled)
+        seen.add(id(one))
+        if isinstance(one, Batch):
+            open_.extend(call for call in one.calls.values() if not call.settled)
+        else:
+            # A caller waits for what it called, too, but that may end without its caller.
+            open_.extend(one.waits_on)
 
 
 async def _within(waiting: Coroutine[Any, Any, Any], timeout: float | None) -> None:

@@ -100,6 +100,8 @@ class Machine:
                 if other.dependants is None:
                     other.dependants = []
                 other.dependants.append(call)
+        if call.waiting:
+            call.waits_on = tuple([other for other in upstream if not other.settled])
         for other in upstream:
             if other.settled and self._blocks(other, call):
                 self._upstream_failed(call, other, now)
@@ -466,6 +468,8 @@ class Machine:
         call.args = ()
         call.kwargs = {}
         call.body = None
+        if call.waits_on:
+            call.waits_on = ()
         if call.phase is not _COMPLETED and not call.seen and call.waiters is None:
             self._unseen(call)
         batch = call.batch
@@ -502,6 +506,7 @@ class Machine:
             if self._blocks(call, other):
                 self._upstream_failed(other, call, call.ended or 0.0)
             elif not other.waiting:
+                other.waits_on = ()
                 other.eager = True
                 self._line_up(other)
 

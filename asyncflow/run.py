@@ -127,6 +127,7 @@ class Call:
         direct_thread: runs its function in the thread that makes the call.
         noticed: the attempt that was last recorded as running.
         past: one line for each failed attempt, for the notes of the last exception.
+        waits_on: what its code waits for, or, before it starts, its unsettled upstreams.
         lends: how many waits of its code have lent its slots to others.
         settled: its end has been acknowledged; only then do others see it.
         asks: before its turn comes, it is asked for in the cache.
@@ -159,7 +160,7 @@ class Call:
     allow: frozenset[int] = frozenset()
     dependants: list[Any] | None = None
     waiters: Any = None
-    waits_on: Call | None = None
+    waits_on: tuple[Call | Batch, ...] = ()
     eager = False
     holding = False
     lends = 0
@@ -440,7 +441,6 @@ class Run:
         "call",
         "calls",
         "cancel_message",
-        "child_pks",
         "created",
         "deadline",
         "dirty",
@@ -522,7 +522,6 @@ class Run:
         self.repeats: dict[int, int] = {}
         self.prefixes: dict[Any, bytes] = {}
         self.history: Any = None
-        self.child_pks: dict[bytes, int] = {}
         self.unseen: dict[int, Call] = {}
         self.failed_seqs: tuple[int, ...] = ()
         self.story: deque[str] = deque(maxlen=STORY)

@@ -13,7 +13,7 @@ open a run again, and they begin a new epoch of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
@@ -21,7 +21,6 @@ from typing import Any, Generic, TypeVar
 
 from asyncflow.errors import (
     NotReady,
-    RunCancelled,
     RunCrashed,
     RunFailed,
     RunInterrupted,
@@ -184,13 +183,6 @@ class State(Generic[R]):
         return f"{self.name}: {self.message}" if self.message else self.name
 
 
-def run_error(state: State[Any]) -> BaseException:
-    """The exception that a flow run in this state stands for."""
-    if state.error is None and state.type is S.CANCELLED:
-        return RunCancelled(state.message or "the run was cancelled")
-    return state._exception()
-
-
 def Completed(data: Any = None, message: str = "", name: str = "") -> State[Any]:  # noqa: N802 - reads as the state it makes
     """Return it from a flow or task to decide its state: completed, with *data* as its result."""
     return State(S.COMPLETED, name, message, data=data)
@@ -204,11 +196,6 @@ def Failed(message: str = "", error: BaseException | None = None, name: str = ""
 def Cancelled(message: str = "", name: str = "") -> State[Any]:  # noqa: N802 - as above
     """Return it from a flow or task to decide its state: cancelled."""
     return State(S.CANCELLED, name, message)
-
-
-def at(state: State[Any], timestamp: float, attempt: int) -> State[Any]:
-    """The same state, entered at *timestamp* (seconds since the epoch) in *attempt*."""
-    return replace(state, timestamp=datetime.fromtimestamp(timestamp, UTC), attempt=attempt)
 
 
 def parse_types(names: Iterable[str]) -> list[StateType]:

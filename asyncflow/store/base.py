@@ -487,6 +487,3 @@ class ReadableStore(Store, Protocol):
     def reader(self) -> Reader:
         """A reader of what is committed."""
         ...
-
-
-MakeStore = Callable[[], ReadableStore]

@@ -21,6 +21,7 @@ from asyncflow import (
     StoreClosed,
     StoreError,
     UnknownRun,
+    UpstreamFailed,
     flow,
     task,
 )
@@ -177,6 +178,67 @@ async def test_a_cycle_of_futures_is_refused(engine: Engine) -> None:
         futures.extend(wait_for_the_other.submit(n) for n in range(2))
         done = await asyncio.gather(*futures, return_exceptions=True)
         assert DependencyCycle in {type(d) for d in done}
+
+    async with asyncio.timeout(5):
+        await engine.run(main)
+
+
+async def test_a_cycle_through_wait_for_is_refused(engine: Engine) -> None:
+    futures: dict[str, Any] = {}
+    ready = asyncio.Event()
+
+    @task
+    async def nothing() -> None: ...
+
+    @task
+    async def last() -> None:
+        await ready.wait()
+        await futures["first"]
+
+    @task
+    async def first() -> None:
+        futures["last"] = last.submit()
+        between = nothing.submit(wait_for=futures["last"])
+        ready.set()
+        await between
+
+    @flow
+    async def main() -> None:
+        futures["first"] = first.submit()
+        done = await asyncio.gather(*futures.values(), return_exceptions=True)
+        assert isinstance(done[0], UpstreamFailed)
+        with pytest.raises(
+            DependencyCycle, match=r"last-\d+ waits for first-1, which"
+        ):
+            await futures["last"]
+
+    async with asyncio.timeout(5):
+        await engine.run(main)
+
+
+async def test_a_cycle_through_a_map_and_another_wait_is_refused(engine: Engine) -> None:
+    futures: list[Any] = []
+
+    @task
+    async def item(n: int) -> int:
+        while not futures:
+            await asyncio.sleep(0)
+        return await futures[0] if n == 2 else n
+
+    @task
+    async def whole() -> list[int]:
+        items = item.map(range(4))
+        assert await asyncio.ensure_future(_value(items[0])) == 0
+        return await items
+
+    async def _value(future: Any) -> Any:
+        return await future
+
+    @flow
+    async def main() -> None:
+        futures.append(whole.submit())
+        with pytest.raises(DependencyCycle, match="the map of item|item-"):
+            await futures[0]
 
     async with asyncio.timeout(5):
         await engine.run(main)
