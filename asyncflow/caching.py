@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncflow.canonical import fingerprint
 from asyncflow.errors import InvalidCacheKey, InvalidOption, NotSerializable
@@ -290,7 +290,7 @@ def make_caching(
             raise InvalidOption(
                 f"{what}: cache_key_fn={key_fn!r}: give a function fn(context, parameters) -> str"
             )
-        policy = CacheKeyFn(key_fn)
+        policy = CacheKeyFn(cast("KeyFn", key_fn))
     if not policy:
         if policy is None and (expiration is not None or refresh):
             raise InvalidOption(
