@@ -14,6 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Token, copy_context
+from datetime import datetime
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from random import Random
@@ -45,19 +47,19 @@ from asyncflow.flights import Flights
 from asyncflow.flowrun import Flows, run_state
 from asyncflow.future import TaskFuture
 from asyncflow.journal import Journal, as_store_error
-from asyncflow.limits import Slots, check_size
+from asyncflow.limits import Limit, Slots, check_size
 from asyncflow.machine import Machine
 from asyncflow.masking import Masker
 from asyncflow.named import NamedLimits
-from asyncflow.ownership import EngineLock, is_alive
+from asyncflow.ownership import EngineLock, MemoryLock, is_alive
 from asyncflow.parameters import masked
 from asyncflow.registry import find, has_changed, keep_last
 from asyncflow.resources import Opened, Resource
 from asyncflow.retention import Retention
 from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.runner.threads import Threads
-from asyncflow.sharing import Sharing, unshared
-from asyncflow.states import State, StateType, parse_types
+from asyncflow.sharing import Sharing
+from asyncflow.states import State, StateType, types_and_names
 from asyncflow.store.base import (
     ALL,
     EngineRow,
@@ -72,13 +74,20 @@ from asyncflow.store.base import (
     StateRow,
     TaskQuery,
 )
-from asyncflow.views import Event, Listing, LogLine, TaskRun, moment, row_state
+from asyncflow.views import (
+    Event,
+    Listing,
+    LogLine,
+    TaskRun,
+    as_it_is,
+    including_dead,
+    moment,
+    row_state,
+)
 from asyncflow.waiting import Waiting
 from asyncflow.writer import Writer, uncancelled
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from asyncflow.diff import RunDiff
     from asyncflow.flows import Flow
     from asyncflow.store.base import Reader
@@ -341,10 +350,8 @@ class Engine:
         self.calls.engine_limit = Slots("engine", self._max_concurrency)
         self.calls.threads_limit = Slots("threads", self._max_threads)
         self.calls.processes_limit = Slots("processes", os.cpu_count() or 1)
-        self.sharing = Sharing(self) if self._lock is not None else None
-        self.named = NamedLimits(
-            self.machine, self.sharing.add if self.sharing is not None else unshared
-        )
+        self.sharing = Sharing(self) if self.has_company else None
+        self.named = NamedLimits(self.machine, self._divide)
         self.executor.hungry = self.sharing.hurry if self.sharing is not None else None
         self._limit_rows: dict[str, LimitRow] = {}
         self._apply_limits(await self.writer.do(self.store.limits))
@@ -361,9 +368,11 @@ class Engine:
         self._logs = self._capture_logs()
         self._polling: asyncio.TimerHandle | None = None
         self._watching: asyncio.TimerHandle | None = None
+        self._watchful = False
         self.retention = Retention(self, self._retention_days, keep_last)
         self.retention.start()
         self._open = True
+        self._joined()  # others may have come meanwhile
 
     def _make_store(self) -> ReadableStore:
         given = self._given_store
@@ -384,7 +393,37 @@ class Engine:
         row = EngineRow(0, os.getpid(), platform.node(), _boot_id(), now, now, None)
         self.id = (await self.writer.do(lambda: self.store.register_engine(row))).id
         folder = self.locks()
-        self._lock = EngineLock(folder, self.id) if folder is not None else None
+        self._lock: EngineLock | MemoryLock
+        if folder is not None:
+            self._lock = EngineLock(folder, self.id)
+        else:
+            self._lock = MemoryLock(self.store, self.id, self.loop, self._joined)
+
+    @property
+    def has_company(self) -> bool:
+        """Whether other engines may use the store: always of a file, of an object if they do."""
+        return not isinstance(self._lock, MemoryLock) or bool(self._lock.others())
+
+    def _joined(self) -> None:
+        """Another engine has come to use our store, which lives in this process."""
+        if not self._open or self._broken is not None or not self.has_company:
+            return
+        if self.sharing is None:
+            self.sharing = Sharing(self)
+            self.executor.hungry = self.sharing.hurry
+            for limit in self.named:
+                if limit.whole < inf:
+                    self._divide(limit)
+                    self.machine.resized(limit)
+            self.executor.pump()
+        if self.live:
+            self.look_out()
+        self._watch_later()
+
+    def _divide(self, limit: Limit) -> None:
+        """A named limit has a size: from now on it is divided among the engines."""
+        if self.sharing is not None:
+            self.sharing.add(limit)
 
     def locks(self) -> Path | None:
         """The folder of lock files; None for a store that lives in this process only."""
@@ -437,8 +476,7 @@ class Engine:
             with contextlib.suppress(StoreClosed):
                 await self.writer.do(self.store.close)
             await self.writer.aclose()
-            if self._lock is not None:
-                self._lock.release()
+            self._lock.release()
 
     async def _interrupt_all(self, why: str) -> None:
         for run in list(self.live.values()):
@@ -660,7 +698,7 @@ class Engine:
         flow: Flow[..., Any],
         *args: Any,
         idempotency_key: str | None = None,
-        tags: Iterable[str] | None = None,
+        tags: str | Iterable[str] | None = None,
         run_name: str | None = None,
         **kwargs: Any,
     ) -> FlowRun[Any]:
@@ -699,7 +737,7 @@ class Engine:
 
     def look_out(self) -> None:
         """A run waits for what other processes may send."""
-        if self._polling is None and self._lock is not None and self._open:
+        if self._polling is None and self.has_company and self._open:
             self._polling = self.loop.call_later(POLL, self._poll)
 
     def _poll(self) -> None:
@@ -759,7 +797,7 @@ class Engine:
         return_state: bool = False,
         *,
         idempotency_key: str | None = None,
-        tags: Iterable[str] | None = None,
+        tags: str | Iterable[str] | None = None,
         run_name: str | None = None,
     ) -> Any:
         """`run`, with the arguments as they came."""
@@ -868,9 +906,13 @@ class Engine:
         """
         self._check_open()
         taken = await self._recover()
-        if self._watching is None and self._lock is not None:
-            self._watching = self.loop.call_later(WATCH, self._watch)
+        self._watchful = True
+        self._watch_later()
         return taken
+
+    def _watch_later(self) -> None:
+        if self._watching is None and self._watchful and self.has_company:
+            self._watching = self.loop.call_later(WATCH, self._watch)
 
     def _watch(self) -> None:
         """Look for runs without an owner, again and again."""
@@ -884,7 +926,7 @@ class Engine:
         except AsyncflowError as error:
             self.report(f"looking for runs without an owner failed, and is done again: {error}")
         if self._open and self._broken is None:
-            self._watching = self.loop.call_later(WATCH, self._watch)
+            self._watch_later()
 
     async def _recover(self) -> list[FlowRun[Any]]:
         taken: list[FlowRun[Any]] = []
@@ -926,8 +968,14 @@ class Engine:
             return False
         if row.engine == self.id:
             return row.id in self.live
+        return self.is_alive(row.engine)
+
+    def is_alive(self, engine: int) -> bool:
+        """Whether the engine with this id is alive: one on the same store."""
         folder = self.locks()
-        return folder is not None and is_alive(folder, row.engine)
+        if folder is not None:
+            return is_alive(folder, engine)
+        return MemoryLock.is_held(self.store, engine)
 
     async def _reopen(
         self,
@@ -1218,6 +1266,7 @@ class Engine:
             row = await self._row(run_id)
             state = S(row.state)
             if state.is_final or not self._owned(row):
+                row = self.as_it_is(row)
                 return row_state(row, self.stored_value(row))
             await asyncio.sleep(poll)
 
@@ -1252,22 +1301,46 @@ class Engine:
         live = self.live.get(run_id)
         if live is not None:
             return FlowRun(self, live)
-        return FlowRun(self, None, await self._row(run_id))
+        return FlowRun(self, None, self.as_it_is(await self._row(run_id)))
+
+    def as_it_is(self, row: RunRow) -> RunRow:
+        """A stored run: one that a dead engine left is not running."""
+        if row.engine is None or S(row.state).is_final or self._owned(row):
+            return row
+        return as_it_is(row)
 
     async def runs(
         self,
         *,
         state: str | Iterable[str] | None = None,
         flow: str | None = None,
-        tags: Iterable[str] | None = None,
+        tags: str | Iterable[str] | None = None,
         since: datetime | float | None = None,
         parent_id: Any = MISSING,
         limit: int = 200,
         cursor: str | None = None,
     ) -> Listing[FlowRun[Any]]:
-        """Runs, newest first; child runs too, unless ``parent_id=None`` asks for roots."""
+        """Runs, newest first; child runs too, unless ``parent_id=None`` asks for roots.
+
+        Args:
+            state: one or more state types ("failed") or names ("TimedOut"), in any case.
+            flow: the name of a flow.
+            tags: one or more tags, all of which a run must have.
+            since: created at or after it: a datetime (naive is local time), or seconds since
+                the epoch.
+            parent_id: the run whose child runs are wanted; None: roots only.
+            limit: 1 to 10,000 of them.
+            cursor: `next_cursor` of the page before.
+
+        Raises:
+            ValueError: an argument makes no sense.
+            UnknownRun: there is no run *parent_id*.
+        """
+        types, names = types_and_names(state)
+        asked, fits = including_dead(types, names)
+        if not isinstance(since, int | float | datetime | None):
+            raise ValueError(f"since={since!r}: give a datetime, or seconds since the epoch")
         await self._written()
-        states = (state,) if isinstance(state, str) else tuple(state or ())
         parent: int | None = -1
         if parent_id is None:
             parent = None
@@ -1275,9 +1348,10 @@ class Engine:
             parent = (await self._row(parent_id)).pk
         page = await self.reader.runs(
             RunQuery(
-                states=tuple(t.value for t in parse_types(states)),
+                states=asked,
+                names=names,
                 flow=flow,
-                tags=tuple(tags or ()),
+                tags=tuple(sorted(_tag_set(tags))),
                 since=since if isinstance(since, int | float | None) else since.timestamp(),
                 parent=parent,
                 after=_cursor(cursor),
@@ -1290,8 +1364,9 @@ class Engine:
             if row.parent is not None and row.parent not in self.parent_ids:
                 await self._learn_parents(page)
                 break
+        rows = [row for row in map(self.as_it_is, page.rows) if fits(row)]
         return Listing(
-            [FlowRun(self, self.live.get(row.id), row) for row in page.rows],
+            [FlowRun(self, self.live.get(row.id), row) for row in rows],
             str(page.next_cursor) if page.next_cursor is not None else None,
         )
 
@@ -1311,14 +1386,26 @@ class Engine:
         limit: int = 200,
         cursor: str | None = None,
     ) -> Listing[TaskRun]:
-        """The task runs of one flow run, in the order in which they were called."""
+        """The task runs of one flow run, in the order in which they were called.
+
+        Args:
+            state: one or more state types ("failed") or names ("TimedOut"), in any case.
+            task: the name of a task.
+            limit: 1 to 10,000 of them.
+            cursor: `next_cursor` of the page before.
+
+        Raises:
+            ValueError: an argument makes no sense.
+            UnknownRun: there is no such run.
+        """
+        types, names = types_and_names(state)
         await self._written()
         row = await self._row(run_id)
-        states = (state,) if isinstance(state, str) else tuple(state or ())
         page = await self.reader.task_runs(
             TaskQuery(
                 run=row.pk,
-                states=tuple(t.value for t in parse_types(states)),
+                states=types,
+                names=names,
                 task=task,
                 after=_cursor(cursor) or 0,
                 limit=_limit(limit),
@@ -1441,11 +1528,15 @@ class Engine:
 
     def _stored_limits(self) -> list[LimitRow] | None:
         """On the writer: what is set for all; None where only this engine sets any."""
-        return self.store.limits() if self._lock is not None else None
+        return self.store.limits() if self.has_company else None
 
     async def refresh_limits(self) -> None:
-        """Take over what others have set, where nobody looks for it at intervals."""
-        if self._polling is None and self._lock is not None:
+        """Take over what others have set: outside of runs, nobody looks for it at intervals."""
+        if not self.has_company:
+            return
+        if self.writer.prefers_here():
+            self._apply_limits(self.writer.here(self.store.limits))
+        else:
             self._apply_limits(await self.writer.do(self.store.limits))
 
     def _apply_limits(self, rows: list[LimitRow] | None) -> None:
@@ -1607,12 +1698,15 @@ def _boot_id() -> str:
         return platform.node()
 
 
-def _tag_set(tags: Iterable[str] | None) -> frozenset[str]:
-    return frozenset(tags or ())
+def _tag_set(tags: str | Iterable[str] | None) -> frozenset[str]:
+    found = (tags,) if isinstance(tags, str) else tuple(tags or ())
+    if not all(isinstance(tag, str) and tag for tag in found):
+        raise InvalidOption(f"tags={tags!r}: give names")
+    return frozenset(found)
 
 
 def _limit(limit: int) -> int:
-    if not isinstance(limit, int) or not 1 <= limit <= 10_000:
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 10_000:
         raise ValueError(f"limit={limit!r}: give a number from 1 to 10,000")
     return limit
 
@@ -1620,7 +1714,7 @@ def _limit(limit: int) -> int:
 def _cursor(cursor: str | None) -> int | None:
     if cursor is None:
         return None
-    try:
-        return int(cursor)
-    except ValueError:
-        raise ValueError(f"cursor={cursor!r} is not one that a listing gave") from None
+    text = str(cursor)
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ValueError(f"cursor={cursor!r} is not one that a listing gave")
+    return int(text)

@@ -98,9 +98,9 @@ class Flows:
         engine.masker.learn(values)
         run = Run(new_run_id(engine.clock.time()), 0, flow, engine, engine.clock.time())
         run.parameters = values
-        run.idempotency_key = idempotency_key
+        run.idempotency_key = None if idempotency_key is None else str(idempotency_key)
         self._place(run, parent, tags)
-        run.run_name = run_name or self._name(flow, values)
+        run.run_name = str(run_name) if run_name else self._name(flow, values)
         run.extra = Extra(
             reference(flow),
             run.parent.extra.root if run.parent is not None else 0,

@@ -8,10 +8,14 @@ drop SQLite's own locks (POSIX, fcntl).
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 if sys.platform == "win32":
     import msvcrt
@@ -75,6 +79,56 @@ class EngineLock:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
+
+
+class MemoryLock:
+    """The same for a store that lives in this process: known to all engines on that object.
+
+    Its engine is alive until the lock is given up, or the event loop that it ran on is closed.
+
+    Args:
+        store: the store.
+        engine: the engine's id in it.
+        loop: on which the engine runs.
+        joined: told, on that loop, when another engine comes to use the store too.
+    """
+
+    _ALL: ClassVar[weakref.WeakKeyDictionary[object, dict[int, MemoryLock]]] = (
+        weakref.WeakKeyDictionary()
+    )
+
+    def __init__(
+        self,
+        store: object,
+        engine: int,
+        loop: asyncio.AbstractEventLoop,
+        joined: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._joined = joined
+        self._held = self._ALL.setdefault(store, {})
+        self._held[engine] = self
+        for other in self.others():
+            with contextlib.suppress(RuntimeError):  # its loop has been closed just now
+                other._loop.call_soon_threadsafe(other._joined)
+
+    def others(self) -> list[MemoryLock]:
+        """Those of the other living engines on the store."""
+        found = list(self._held.values())
+        return [lock for lock in found if lock is not self and not lock._loop.is_closed()]
+
+    def release(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        self._held.pop(self._engine, None)
+
+    @classmethod
+    def is_held(cls, store: object, engine: int) -> bool:
+        """Whether the engine with this id is alive."""
+        lock = cls._ALL.get(store, {}).get(engine)
+        return lock is not None and not lock._loop.is_closed()
 
 
 def is_alive(folder: Path, engine: int) -> bool:

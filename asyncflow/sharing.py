@@ -7,10 +7,9 @@ than it has, and, while it has anything, a few times a second whether others wan
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asyncflow.limits import Limit, Rate
-from asyncflow.ownership import is_alive
 from asyncflow.shares import Demand, Part
 
 if TYPE_CHECKING:
@@ -99,10 +98,6 @@ class Sharing:
             # Until the answer is here others may already have what is not in use now.
             limit.allot(min(limit.share, demand.used))
         now = engine.clock.time()
-        folder = engine.locks()
-
-        def alive(other: int) -> bool:
-            return folder is not None and is_alive(folder, other)
 
         def done(parts: list[Part] | None, error: BaseException | None) -> None:
             self._asking = False
@@ -118,7 +113,9 @@ class Sharing:
                 return
             self._take(limits, parts)
 
-        engine.writer.submit(lambda: engine.store.share(engine.id, demands, alive, now), done)
+        engine.writer.submit(
+            lambda: engine.store.share(engine.id, demands, engine.is_alive, now), done
+        )
 
     def _is_of_use(self, limit: Limit) -> bool:
         return self._idle.get(limit.name, 0) <= IDLE
@@ -175,7 +172,3 @@ class Sharing:
                 if ago < limit.period:
                     free_at[limit.name] = engine.clock.time() + limit.period - ago
         await engine.writer.do(lambda: engine.store.drop_shares(engine.id, free_at))
-
-
-def unshared(_limit: Any) -> None:
-    """For a store that only one engine can use."""

@@ -198,13 +198,29 @@ def Cancelled(message: str = "", name: str = "") -> State[Any]:  # noqa: N802 - 
     return State(S.CANCELLED, name, message)
 
 
-def parse_types(names: Iterable[str]) -> list[StateType]:
-    """The types with these names, in any case; ValueError names the one that is unknown."""
-    types = []
-    for name in names:
-        try:
-            types.append(StateType(name.upper()))
-        except ValueError:
-            known = ", ".join(s.value for s in StateType)
-            raise ValueError(f"{name!r} is not a state type: use one of {known}") from None
-    return types
+#: The names that refine a type and that asyncflow gives itself.
+NAMES = (
+    "AwaitingRetry", "Cached", "Interrupted", "Late", "NeedsAttention", "Retrying", "Skipped",
+    "Suspended", "TimedOut", "UpstreamFailed",
+)  # fmt: skip
+_NAMES = {name.upper(): name for name in NAMES}
+
+
+def types_and_names(wanted: str | Iterable[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """State types (``failed``) and names (``TimedOut``), in any case, told apart.
+
+    Raises:
+        ValueError: one of them is neither.
+    """
+    types: list[str] = []
+    names: list[str] = []
+    for one in (wanted,) if isinstance(wanted, str) else wanted or ():
+        upper = str(one).upper()
+        if upper in StateType.__members__:
+            types.append(upper)
+        elif upper in _NAMES:
+            names.append(_NAMES[upper])
+        else:
+            known = ", ".join([*StateType.__members__, *NAMES])
+            raise ValueError(f"{one!r} is not a state: use one of {known}")
+    return tuple(types), tuple(names)

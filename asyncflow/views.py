@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -184,6 +184,38 @@ def stored_state(
         value,
         rebuilt,
     )
+
+
+def as_it_is(row: RunRow) -> RunRow:
+    """A run whose process has died, as it is until somebody recovers it."""
+    return row._replace(
+        state=StateType.PAUSED.value,
+        state_name="Interrupted",
+        message="its process has died: go on with `asyncflow recover`, or engine.recover()",
+        engine=None,
+    )
+
+
+#: States of runs that are being run, unless their process has died.
+UNDER_WAY = (
+    StateType.SCHEDULED.value,
+    StateType.PENDING.value,
+    StateType.RUNNING.value,
+    StateType.CANCELLING.value,
+)
+
+
+def including_dead(
+    states: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[tuple[str, ...], Callable[[RunRow], bool]]:
+    """How to ask a store for runs in these states, and which rows of the answer, as they are, fit.
+
+    Runs whose process has died are stored as if they were under way.
+    """
+    if not states and not names:
+        return (), lambda _: True
+    more = UNDER_WAY if StateType.PAUSED.value in states or "Interrupted" in names else ()
+    return (*states, *more), lambda row: row.state in states or row.state_name in names
 
 
 def row_state(row: RunRow, value: Any = None) -> State[Any]:

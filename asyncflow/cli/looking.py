@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from asyncflow import failures
+from asyncflow import failures, views
 from asyncflow.cli.output import (
     EXITS,
     MARKS,
@@ -34,7 +34,7 @@ from asyncflow.engine import Engine, default_database
 from asyncflow.errors import AsyncflowError, StoreError, UnknownRun
 from asyncflow.ownership import is_alive
 from asyncflow.parameters import masked
-from asyncflow.states import StateType, parse_types
+from asyncflow.states import StateType, types_and_names
 from asyncflow.store.base import (
     AttemptRow,
     LogQuery,
@@ -77,12 +77,7 @@ def as_it_is(row: RunRow, db: str | None) -> RunRow:
     if row.engine is None or StateType(row.state).is_final:
         return row
     path = Path(db) if db else default_database()
-    if is_alive(Path(f"{path}.locks"), row.engine):
-        return row
-    text = "its process has died: go on with `asyncflow recover`"
-    return row._replace(
-        state=StateType.PAUSED.value, state_name="Interrupted", message=text, engine=None
-    )
+    return row if is_alive(Path(f"{path}.locks"), row.engine) else views.as_it_is(row)
 
 
 def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -137,21 +132,20 @@ def list_runs(
     """List runs, newest first."""
 
     async def work() -> int:
-        known = {s.value for s in StateType}
-        types = tuple(t.value for t in parse_types(s for s in states if s.upper() in known))
-        names = tuple(s for s in states if s.upper() not in known)
+        types, names = types_and_names(states)
+        asked, fits = views.including_dead(types, names)
         async with _reading(db) as reader:
             page = await reader.runs(
                 RunQuery(
-                    states=types,
-                    names=tuple(n[:1].upper() + n[1:] for n in names),
+                    states=asked,
+                    names=names,
                     flow=flow,
                     tags=tags,
                     parent=-1 if children else None,
                     limit=limit,
                 )
             )
-        rows = [as_it_is(row, db) for row in page.rows]
+        rows = [row for row in (as_it_is(row, db) for row in page.rows) if fits(row)]
         if as_json:
             print_json([run_json(row) for row in rows])
             return 0

@@ -381,8 +381,8 @@ class RunQuery:
     """Which runs to list, newest first.
 
     Attributes:
-        states: StateType values, any of them; empty for all.
-        names: state names, any of them (such as "Interrupted").
+        states: StateType values; `names`: state names, such as "Interrupted". Any of either;
+            empty for all.
         flow: the flow's name.
         tags: all of them must be there.
         since: created at or after, seconds since the epoch.
@@ -408,11 +408,13 @@ class TaskQuery:
     """Which task runs of one run to list, by seq.
 
     Attributes:
+        states: StateType values; `names`: state names. Any of either; empty for all.
         after: list only those with a higher seq (the cursor).
     """
 
     run: int
     states: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     task: str | None = None
     after: int = 0
     limit: int = 200

@@ -367,7 +367,7 @@ class MemoryReader:
                 r
                 for r in self._store.calls(query.run)
                 if r.seq > query.after
-                and (not query.states or r.state in query.states)
+                and _is_in(r, query)
                 and (query.task is None or r.task == query.task)
             )
             return _page(rows, query.limit, lambda row: row.seq)
@@ -436,10 +436,16 @@ class MemoryReader:
         """Nothing has to be closed."""
 
 
+def _is_in(row: RunRow | TaskRow, query: RunQuery | TaskQuery) -> bool:
+    """Whether its state is one of those that are asked for."""
+    if not query.states and not query.names:
+        return True
+    return row.state in query.states or row.state_name in query.names
+
+
 def _fits(row: RunRow, query: RunQuery) -> bool:
     return (
-        (not query.states or row.state in query.states)
-        and (not query.names or row.state_name in query.names)
+        _is_in(row, query)
         and (query.flow is None or row.flow_name == query.flow)
         and (query.since is None or row.created_at >= query.since)
         and (query.parent == -1 or row.parent == query.parent)

@@ -418,6 +418,12 @@ class SqliteStore:
     # --- runs and engines -----------------------------------------------------------------------
 
     def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:
+        try:
+            return self._create_run(row, states)
+        except UnicodeEncodeError:
+            return self._create_run(_encodable_row(row), states)
+
+    def _create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:
         with self._transaction() as db:
             if row.idempotency_key is not None:
                 taken = db.execute(
@@ -891,19 +897,23 @@ def _is_busy(error: sqlite3.Error) -> bool:
 def _encodable(writes: Writes) -> Writes:
     """The same with lone surrogates spelled out: one such log line must not stop all writing."""
 
+    return Writes(
+        fences=writes.fences,
+        **{
+            part.name: [_encodable_row(row) for row in getattr(writes, part.name)]
+            for part in fields(Writes)
+            if part.name != "fences"
+        },
+    )
+
+
+def _encodable_row(row: Any) -> Any:
     def clean(value: Any) -> Any:
         if isinstance(value, str):
             return value.encode("utf-8", "backslashreplace").decode()
         return value
 
-    return Writes(
-        fences=writes.fences,
-        **{
-            part.name: [type(row)(*map(clean, row)) for row in getattr(writes, part.name)]
-            for part in fields(Writes)
-            if part.name != "fences"
-        },
-    )
+    return type(row)(*map(clean, row))
 
 
 def _insert_run(db: sqlite3.Connection, row: RunRow) -> RunRow:
@@ -1236,10 +1246,8 @@ def runs_sql(query: RunQuery) -> tuple[str, list[Any]]:
         where.append(text)
         values.extend(bound)
 
-    if query.states:
-        add(f"state IN ({','.join('?' * len(query.states))})", *query.states)
-    if query.names:
-        add(f"state_name IN ({','.join('?' * len(query.names))})", *query.names)
+    if query.states or query.names:
+        add(_in_states(query), *query.states, *query.names)
     if query.flow is not None:
         add("flow_name = ?", query.flow)
     if query.since is not None:
@@ -1262,13 +1270,22 @@ def runs_sql(query: RunQuery) -> tuple[str, list[Any]]:
     )
 
 
+def _in_states(query: RunQuery | TaskQuery) -> str:
+    states, names = ("?" + ",?" * (len(n) - 1) for n in (query.states, query.names))
+    if not query.names:
+        return f"state IN ({states})"
+    if not query.states:
+        return f"state_name IN ({names})"
+    return f"(state IN ({states}) OR state_name IN ({names}))"
+
+
 def tasks_sql(query: TaskQuery) -> tuple[str, list[Any]]:
     """The statement for a `TaskQuery`."""
     where = ["id BETWEEN ? AND ?"]
     values: list[Any] = [_id(query.run, query.after + 1), query.run << 32 | 0xFFFFFFFF]
-    if query.states:
-        where.append(f"state IN ({','.join('?' * len(query.states))})")
-        values += query.states
+    if query.states or query.names:
+        where.append(_in_states(query))
+        values += [*query.states, *query.names]
     if query.task is not None:
         where.append("task = ?")
         values.append(query.task)

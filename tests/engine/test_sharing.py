@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Engine, QueueTimeout, concurrency, flow, rate_limit, task
+from asyncflow import Engine, MemoryStore, QueueTimeout, concurrency, flow, rate_limit, task
+from asyncflow.context import ENGINE
 
 NOW: list[int] = []
 MOST: list[int] = []
@@ -235,3 +236,62 @@ async def test_a_rate_holds_over_two_engines_and_a_restart(path: Path) -> None:
     assert len(starts) == 18
     windows = [later - first for first, later in zip(starts, starts[4:], strict=False)]
     assert min(windows) >= period - 0.005
+
+
+async def test_engines_on_one_store_in_memory_keep_limits_and_runs_apart() -> None:
+    store = MemoryStore()
+    async with Engine(store) as one, asyncio.timeout(30):
+        await one.set_limit("shared", 2)
+        first = await one.submit(many, 0, "limited")
+        async with Engine(store) as other:
+            assert await other.recover() == [], "the run has a living owner"
+            second = await other.submit(many, 1000, "limited")
+            await first
+            await second
+            assert max(MOST) == 2
+            await other.set_limit("db", 1)
+            async with concurrency("db"):
+                with pytest.raises(QueueTimeout):
+                    await asyncio.create_task(_ask(one))
+        again = await one.submit(many, 0, "limited")
+        await again
+
+
+async def _ask(engine: Engine) -> None:
+    token = ENGINE.set(engine)
+    try:
+        async with concurrency("db", timeout=0):
+            pass
+    finally:
+        ENGINE.reset(token)
+
+
+async def test_a_run_of_another_engine_on_one_store_in_memory_is_cancelled_there() -> None:
+    store = MemoryStore()
+    inside = asyncio.Event()
+
+    @flow
+    async def hold() -> None:
+        inside.set()
+        await asyncio.sleep(3600)
+
+    async with Engine(store) as one, Engine(store) as other, asyncio.timeout(30):
+        run = await one.submit(hold)
+        await inside.wait()
+        assert await other.cancel(run.id)
+        assert run.state.is_cancelled()
+
+
+async def test_a_dead_engine_on_a_store_in_memory_leaves_its_runs_to_others() -> None:
+    store = MemoryStore()
+
+    def die() -> None:
+        async def begin() -> None:
+            await Engine(store).open()
+
+        asyncio.run(begin())
+
+    await asyncio.to_thread(die)
+    async with Engine(store) as engine:
+        assert not engine.is_alive(1)
+        assert engine.is_alive(2)

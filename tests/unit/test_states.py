@@ -16,7 +16,7 @@ from asyncflow import (
     StateType,
     TaskCancelled,
 )
-from asyncflow.states import MOVES, TERMINAL, default_name, parse_types
+from asyncflow.states import MOVES, TERMINAL, default_name, types_and_names
 
 
 def test_nothing_follows_a_terminal_state() -> None:
@@ -67,7 +67,12 @@ def test_a_state_reads_as_its_name_and_message() -> None:
     assert str(Completed(1)) == "Completed"
 
 
-def test_types_are_found_by_name_in_any_case() -> None:
-    assert parse_types(["failed", "Crashed"]) == [StateType.FAILED, StateType.CRASHED]
-    with pytest.raises(ValueError, match="'late' is not a state type: use one of SCHEDULED"):
-        parse_types(["late"])
+def test_types_and_names_of_states_are_told_apart_in_any_case() -> None:
+    assert types_and_names(["failed", "Crashed", "timedOUT"]) == (
+        ("FAILED", "CRASHED"),
+        ("TimedOut",),
+    )
+    assert types_and_names("Failed") == types_and_names(StateType.FAILED) == (("FAILED",), ())
+    assert types_and_names(None) == ((), ())
+    with pytest.raises(ValueError, match="'lost' is not a state: use one of SCHEDULED"):
+        types_and_names(["lost"])
