@@ -207,9 +207,7 @@ async def test_a_cycle_through_wait_for_is_refused(engine: Engine) -> None:
         futures["first"] = first.submit()
         done = await asyncio.gather(*futures.values(), return_exceptions=True)
         assert isinstance(done[0], UpstreamFailed)
-        with pytest.raises(
-            DependencyCycle, match=r"last-\d+ waits for first-1, which"
-        ):
+        with pytest.raises(DependencyCycle, match=r"last-\d+ waits for first-1, which"):
             await futures["last"]
 
     async with asyncio.timeout(5):
