@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from asyncflow.errors import InvalidOption
 from asyncflow.limits import Limit, Rate, Slots, become_rate, become_slots
@@ -29,6 +29,9 @@ class NamedLimits:
         if limit is None:
             limit = self._limits[name] = Slots(name, None)
         return limit
+
+    def __iter__(self) -> Iterator[Limit]:
+        return iter(self._limits.values())
 
     def set(self, name: str, limit: float | None, period: float | None, burst: int | None) -> None:
         """Set a limit for all; it outranks what code declares.
