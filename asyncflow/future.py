@@ -285,9 +285,7 @@ async def _wait_for(item: Call | Batch) -> None:
     try:
         await executor.lend_while(parent, executor.wait(item))
     finally:
-        others = list(parent.waits_on)
-        others.remove(item)
-        parent.waits_on = tuple(others)
+        parent.waits_on = tuple([other for other in parent.waits_on if other is not item])
 
 
 def _refuse_cycle(waiting: Call, item: Call | Batch) -> None:
