@@ -43,6 +43,7 @@ from asyncflow.errors import (
     Unresponsive,
 )
 from asyncflow.executor import Executor
+from asyncflow.failures import told
 from asyncflow.flights import Flights
 from asyncflow.flowrun import Flows, run_state
 from asyncflow.future import TaskFuture
@@ -1614,7 +1615,7 @@ class Engine:
             except TimeoutError:
                 self.report(f"the hook {name} took longer than {HOOK_TIME:g} s and was left")
             except Exception as error:
-                self.report(f"the hook {name} failed: {error!r}")
+                self.report(f"the hook {name} failed: {told(error)}")
 
     async def _hook_in_thread(self, hook: Callable[..., Any], *args: Any) -> Any:
         waiter: asyncio.Future[Any] = self.loop.create_future()

@@ -25,7 +25,7 @@ from asyncflow.errors import (
     Unresponsive,
     WorkerLost,
 )
-from asyncflow.failures import blame, dump
+from asyncflow.failures import blame, dump, note, told
 from asyncflow.limits import RETAKE
 from asyncflow.machine import Machine
 from asyncflow.retry import RETRY_AFTER_CAP, asked_delay
@@ -332,7 +332,15 @@ class Executor:
                         self.loop.call_soon(waiter, item)
 
     def _spawn(self, call: Call) -> None:
-        self.background(_Steps(self._work(call)).run(), "asyncflow-worker")
+        worker = self.background(_Steps(self._work(call)).run(), "asyncflow-worker")
+        worker.add_done_callback(self._worker_ended)
+
+    def _worker_ended(self, worker: asyncio.Task[Any]) -> None:
+        error = None if worker.cancelled() else worker.exception()
+        # Asked for, so that asyncio does not tell it again: these two have left the loop already.
+        if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+            about = {"message": "a worker of asyncflow failed", "exception": error, "task": worker}
+            self.loop.call_exception_handler(about)
 
     def background(self, coro: Any, name: str) -> asyncio.Task[Any]:
         """Start a task that the engine keeps until it is done."""
@@ -662,28 +670,36 @@ class Executor:
             return
         call.failures += 1
         policy, now = call.options.retry, self.clock.time()
-        reason = text
+        reason = ""
         if policy.retries and policy.answers(call.failures, error):
             verdict = yield from self._may_retry(call, error)
-            if verdict is True:
-                wait = policy.delay(call.failures, error, now, self.rng)
-                if wait is None:
-                    asked = asked_delay(error, now)
-                    reason = (
-                        f"the server asked to wait {asked:g} s, longer than the"
-                        f" {RETRY_AFTER_CAP:g} s that are allowed"
-                    )
-                elif call.deadline is not None and now + wait >= call.deadline:
-                    reason = "the next attempt would begin after its deadline"
-                elif not call.phase.is_final and call.phase is not S.CANCELLING:
-                    self._back_off(call, error, wait, now)
-                    return
-            elif isinstance(verdict, str):
-                reason = verdict
+            wait = self._wait(call, error, now) if verdict is True else verdict
+            if isinstance(wait, str):
+                reason = wait
+            elif verdict and not call.phase.is_final and call.phase is not S.CANCELLING:
+                self._back_off(call, error, wait, now)
+                return
         if call.phase.is_final:
             return
-        self._note_attempts(call, error, reason if reason != text else "")
-        self._fail(call, error, now, name, reason or f"{type(error).__name__}: {error}"[:1000])
+        self._note_attempts(call, error, reason)
+        text = text or told(error)
+        self._fail(call, error, now, name, f"{text} ({reason})" if reason else text)
+
+    def _wait(self, call: Call, error: BaseException, now: float) -> float | str:
+        """Seconds until the next attempt; a string says why there is none."""
+        try:
+            wait = call.options.retry.delay(call.failures, error, now, self.rng)
+        except Exception as raised:
+            return f"its retry_delay_seconds raised {told(raised, 200)}, so no retry"
+        if wait is None:
+            asked = asked_delay(error, now)
+            return (
+                f"the server asked to wait {asked:g} s, longer than the {RETRY_AFTER_CAP:g} s that"
+                " are allowed"
+            )
+        if call.deadline is not None and now + wait >= call.deadline:
+            return "the next attempt would begin after its deadline"
+        return wait
 
     def _fail(
         self, call: Call, error: BaseException, now: float, name: str | None, text: str
@@ -700,21 +716,20 @@ class Executor:
         condition = call.options.retry_condition
         if condition is None:
             return True
-        state: State[Any] = State(S.FAILED, "", str(error), attempt=call.attempt, error=error)
+        state: State[Any] = State(S.FAILED, "", told(error), attempt=call.attempt, error=error)
         try:
             answer = condition(call.spec.task, call.spec.view(call), state)
             if inspect.isawaitable(answer):
                 answer = yield from _awaited(answer).__await__()
         except Exception as raised:
-            error.add_note(f"asyncflow: its retry_condition_fn raised {raised!r}, so no retry")
-            return "its retry_condition_fn raised"
+            return f"its retry_condition_fn raised {told(raised, 200)}, so no retry"
         return bool(answer)
 
     def _back_off(self, call: Call, error: BaseException, wait: float, now: float) -> None:
         run = call.run
         run.retried += 1
-        line = f"attempt {call.attempt}: {type(error).__name__}: {error}"
-        call.past = [*(call.past or ()), line[:500]]
+        line = f"attempt {call.attempt}: {told(error, 500)}"
+        call.past = [*(call.past or ()), line]
         text = f"{line[:300]}; next in {wait:.3g} s"
         if self.journal is not None:
             self.journal.attempt(
@@ -738,11 +753,11 @@ class Executor:
     def _note_attempts(call: Call, error: BaseException, reason: str) -> None:
         if not call.past and not reason:
             return
-        lines = [*(call.past or ()), f"attempt {call.attempt}: {type(error).__name__}: {error}"]
+        lines = [*(call.past or ()), f"attempt {call.attempt}: {told(error, 500)}"]
         text = f"asyncflow: {call.display} failed in {len(lines)} attempts"
         if reason:
             text += f" ({reason})"
-        error.add_note(text + ":\n  " + "\n  ".join(line[:500] for line in lines))
+        note(error, text + ":\n  " + "\n  ".join(lines))
 
     # --- calls of other tasks of the loop -------------------------------------------------------
 

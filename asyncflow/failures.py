@@ -66,6 +66,19 @@ def summary(stored: Record | bytes | None) -> str:
     return _text(found, "text") or _dotted(_text(found, "type"))
 
 
+def told(exc: BaseException, limit: int = 1000) -> str:
+    """What people are told of *exc*: ``Type: message``. It never raises, whatever *exc* does."""
+    text = _message(exc)
+    name = type(exc).__name__
+    return (f"{name}: {text}" if text else name)[:limit]
+
+
+def note(exc: BaseException, text: str) -> None:
+    """Add a note to *exc*, if it takes notes: a frozen one refuses."""
+    with suppress(Exception):
+        exc.add_note(text)
+
+
 def blame(exc: BaseException, call: Call) -> None:
     """Remember on *exc* that it is how *call* ended: a resume runs again what ended a run."""
     mark = (call.run.pk, call.seq)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from asyncflow import rows
 from asyncflow.caching import CacheContext
 from asyncflow.errors import AsyncflowError
+from asyncflow.failures import told
 from asyncflow.run import MISSING, Call
 from asyncflow.states import StateType
 from asyncflow.store.base import CacheRow, ResultKind
@@ -57,7 +58,7 @@ class Flights:
             try:
                 key = self._key(call)
             except Exception as error:
-                text = f"{type(error).__name__}: {error}"
+                text = told(error)
                 self._engine.executor.end_early(call, None, error, text)
                 continue
             if key is None:

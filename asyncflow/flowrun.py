@@ -580,7 +580,8 @@ class Flows:
 
     async def _cancel_rest(self, run: Run, error: BaseException | None) -> None:
         """Cancel what the body left running, and wait until it has ended."""
-        reason = run.cancel_message or f"{run.display} ended: {type(error).__name__}: {error}"
+        why = f": {failures.told(error, 400)}" if error is not None else ""
+        reason = run.cancel_message or f"{run.display} ended{why}"
         self._cancel_calls(run, reason[:500])
         self._engine.executor.pump()
         while run.live:
@@ -609,7 +610,7 @@ class Flows:
     async def _wait_again(self, run: Run, error: BaseException, wait: float) -> None:
         """An attempt of the run failed and another follows: what completed is kept."""
         engine = self._engine
-        text = f"{type(error).__name__}: {error}; next attempt in {wait:.3g} s"
+        text = f"{failures.told(error, 400)}; next attempt in {wait:.3g} s"
         run.failed_seqs = ended_by(run, error)
         engine.move_run(run, S.SCHEDULED, "AwaitingRetry", text[:500])
         run.unseen.clear()
@@ -694,8 +695,8 @@ class Flows:
             return S.CANCELLED, None, text, RunCancelled(f"{run.display} was {text}")
         if run.told is not None:
             text, name = run.told
-            return S.FAILED, name, text or str(error)[:1000], error
-        return S.FAILED, None, f"{type(error).__name__}: {error}"[:1000], error
+            return S.FAILED, name, text or failures.told(error), error
+        return S.FAILED, None, failures.told(error), error
 
     def _late(self, run: Run) -> bool:
         return run.deadline is not None and self._engine.clock.time() >= run.deadline
@@ -714,7 +715,7 @@ class Flows:
                 extra.result_kind, extra.result = ResultKind.JSON, codec.encode(value)
         except Exception as error:
             extra.result_kind, extra.result = ResultKind.NOT_STORED, None
-            reason = str(error) if isinstance(error, NotSerializable) else repr(error)
+            reason = str(error) if isinstance(error, NotSerializable) else failures.told(error)
             self._engine.report(f"the result of flow {run.flow_name!r} is not stored: {reason}")
 
     def _forget(self, run: Run) -> None:

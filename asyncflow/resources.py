@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, get_args, get_origin, overload
 
 from asyncflow.errors import InvalidDefinition, InvalidOption
+from asyncflow.failures import told
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -177,5 +178,5 @@ class Opened:
             try:
                 await task
             except Exception as error:
-                report(f"a resource could not be closed: {error!r}")
+                report(f"a resource could not be closed: {told(error)}")
         self._tasks.clear()

@@ -16,6 +16,7 @@ from asyncflow.errors import (
     InvalidOption,
     MappingLengthMismatch,
 )
+from asyncflow.failures import told
 from asyncflow.future import TaskFuture, TaskFutureList, needs_run, resolve
 from asyncflow.limits import Slots
 from asyncflow.nested import PLAIN, Allowed, FutureGroup, Unmapped, find
@@ -427,7 +428,7 @@ async def _plain_state(coro: Coroutine[Any, Any, R]) -> State[Any]:
     try:
         return Completed(await coro)
     except Exception as error:
-        return Failed(str(error), error)
+        return Failed(told(error), error)
 
 
 # --- mapping --------------------------------------------------------------------------------------
