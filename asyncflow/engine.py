@@ -725,10 +725,10 @@ class Engine:
             run_name=run_name,
         )
         if not created:
-            return self._handle(run)
+            return self.handle(run)
         return self._start(run)
 
-    def _handle(self, run: Run | RunRow) -> FlowRun[Any]:
+    def handle(self, run: Run | RunRow) -> FlowRun[Any]:
         return FlowRun(self, run) if isinstance(run, Run) else FlowRun(self, None, run)
 
     def went_live(self, run: Run) -> None:
@@ -813,7 +813,7 @@ class Engine:
             run_name=run_name,
         )
         if not created:
-            handle = self._handle(run)
+            handle = self.handle(run)
             return await handle.wait() if return_state else await handle
         try:
             value = await self.flows.carry_out(run)
@@ -1005,6 +1005,8 @@ class Engine:
             )
         run = self.flows.revive(claimed, flow, values, None, fresh)
         await self.flows.load(run, fresh)
+        if not fresh:
+            await self.flows.count_failures(run)
         if crashed and not self._may_recover(run, flow, row.state_at):
             return await self._give_up(run)
         if crashed:

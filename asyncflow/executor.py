@@ -25,10 +25,9 @@ from asyncflow.errors import (
     Unresponsive,
     WorkerLost,
 )
-from asyncflow.failures import blame, dump, note, told
+from asyncflow.failures import blame, dump, note_attempts, told
 from asyncflow.limits import RETAKE
 from asyncflow.machine import Machine
-from asyncflow.retry import RETRY_AFTER_CAP, asked_delay
 from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
 from asyncflow.states import State, StateType
 from asyncflow.store.base import AttemptRow
@@ -672,34 +671,20 @@ class Executor:
         policy, now = call.options.retry, self.clock.time()
         reason = ""
         if policy.retries and policy.answers(call.failures, error):
-            verdict = yield from self._may_retry(call, error)
-            wait = self._wait(call, error, now) if verdict is True else verdict
-            if isinstance(wait, str):
-                reason = wait
-            elif verdict and not call.phase.is_final and call.phase is not S.CANCELLING:
+            wait = yield from self._may_retry(call, error)
+            if call.phase.is_final or call.phase is S.CANCELLING:
+                # It was cancelled while its retry_condition_fn was asked.
+                if call.phase is S.CANCELLING:
+                    call.stop, call.pending = None, False
+                    self.machine.stopped(call, TaskCancelled(call.message), now, call.message)
+                return
+            if not isinstance(wait, str):
                 self._back_off(call, error, wait, now)
                 return
-        if call.phase.is_final:
-            return
-        self._note_attempts(call, error, reason)
+            reason = wait
+        note_attempts(error, call.display, call.past or (), call.attempt, reason)
         text = text or told(error)
         self._fail(call, error, now, name, f"{text} ({reason})" if reason else text)
-
-    def _wait(self, call: Call, error: BaseException, now: float) -> float | str:
-        """Seconds until the next attempt; a string says why there is none."""
-        try:
-            wait = call.options.retry.delay(call.failures, error, now, self.rng)
-        except Exception as raised:
-            return f"its retry_delay_seconds raised {told(raised, 200)}, so no retry"
-        if wait is None:
-            asked = asked_delay(error, now)
-            return (
-                f"the server asked to wait {asked:g} s, longer than the {RETRY_AFTER_CAP:g} s that"
-                " are allowed"
-            )
-        if call.deadline is not None and now + wait >= call.deadline:
-            return "the next attempt would begin after its deadline"
-        return wait
 
     def _fail(
         self, call: Call, error: BaseException, now: float, name: str | None, text: str
@@ -708,22 +693,24 @@ class Executor:
         blame(error, call)
         self.machine.fail(call, error, now, name, text)
 
-    def _may_retry(self, call: Call, error: BaseException) -> Generator[Any, Any, bool | str]:
-        """Whether policy and budget allow another attempt; a string says why not."""
+    def _may_retry(self, call: Call, error: BaseException) -> Generator[Any, Any, float | str]:
+        """Seconds until another attempt; a string, perhaps empty, says why there is none."""
         run, budget = call.run, call.run.options.retry_budget
         if budget is not None and run.retried + 1 > max(1.0, budget * run.seq):
             return f"the retry budget of the flow ({budget:.0%} of its calls) is used up"
         condition = call.options.retry_condition
-        if condition is None:
-            return True
-        state: State[Any] = State(S.FAILED, "", told(error), attempt=call.attempt, error=error)
-        try:
-            answer = condition(call.spec.task, call.spec.view(call), state)
-            if inspect.isawaitable(answer):
-                answer = yield from _awaited(answer).__await__()
-        except Exception as raised:
-            return f"its retry_condition_fn raised {told(raised, 200)}, so no retry"
-        return bool(answer)
+        if condition is not None:
+            state: State[Any] = State(S.FAILED, "", told(error), attempt=call.attempt, error=error)
+            try:
+                answer = condition(call.spec.task, call.spec.view(call), state)
+                if inspect.isawaitable(answer):
+                    answer = yield from _awaited(answer).__await__()
+            except Exception as raised:
+                return f"its retry_condition_fn raised {told(raised, 200)}, so no retry"
+            if not answer:
+                return ""
+        policy, now = call.options.retry, self.clock.time()
+        return policy.wait(call.failures, error, now, call.deadline, self.rng)
 
     def _back_off(self, call: Call, error: BaseException, wait: float, now: float) -> None:
         run = call.run
@@ -748,16 +735,6 @@ class Executor:
             self.machine.retry_at(call, self.loop.time() + wait)
         elif self.machine.at_once:
             self.acknowledge([call])
-
-    @staticmethod
-    def _note_attempts(call: Call, error: BaseException, reason: str) -> None:
-        if not call.past and not reason:
-            return
-        lines = [*(call.past or ()), f"attempt {call.attempt}: {told(error, 500)}"]
-        text = f"asyncflow: {call.display} failed in {len(lines)} attempts"
-        if reason:
-            text += f" ({reason})"
-        note(error, text + ":\n  " + "\n  ".join(lines))
 
     # --- calls of other tasks of the loop -------------------------------------------------------
 

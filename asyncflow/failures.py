@@ -18,7 +18,7 @@ from asyncflow import codec
 from asyncflow.errors import RecordedFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from asyncflow.run import Call
 
@@ -77,6 +77,25 @@ def note(exc: BaseException, text: str) -> None:
     """Add a note to *exc*, if it takes notes: a frozen one refuses."""
     with suppress(Exception):
         exc.add_note(text)
+
+
+def note_attempts(
+    exc: BaseException, who: str, past: Sequence[str], attempt: int, reason: str
+) -> None:
+    """Tell on the last exception of *who* what became of its attempts, and why it was the last.
+
+    Args:
+        past: one line for each earlier attempt that failed.
+        attempt: the number of the last one.
+        reason: why no other follows though there could be one; "" if there could be none.
+    """
+    if not past and not reason:
+        return
+    lines = [*past, f"attempt {attempt}: {told(exc, 500)}"]
+    text = f"asyncflow: {who} failed in {len(lines)} attempt{'s' if len(lines) > 1 else ''}"
+    if reason:
+        text += f" ({reason})"
+    note(exc, text + ":\n  " + "\n  ".join(lines))
 
 
 def blame(exc: BaseException, call: Call) -> None:

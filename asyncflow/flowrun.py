@@ -7,10 +7,11 @@ still running is waited for; when its body raises or is stopped, the rest is can
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,8 @@ class Extra:
     timer: asyncio.TimerHandle | None = None
     carrier: asyncio.Task[Any] | None = None  # the task that steps its body
     asleep: Wait | None = None  # what ends the sleep of a run that has left memory
+    nap: asyncio.Future[None] | None = None  # ends the wait for another attempt of it
+    past: list[str] = field(default_factory=list)  # a line for each attempt that failed
     wake_at: float | None = None
     waits_for: bytes | None = None
     origin: str | None = None
@@ -269,6 +272,8 @@ class Flows:
         run = self.revive(row, flow, values, call, parent.history.fresh)
         call.seq = row.parent_seq or call.seq
         await self.load(run, parent.history.fresh)
+        if not parent.history.fresh:
+            await self.count_failures(run)
         return run
 
     # --- the whole life -------------------------------------------------------------------------
@@ -297,11 +302,14 @@ class Flows:
                     error = host
                 elif run.stop == "suspend":
                     run.stop = None  # it came to its end all the same
-                again = None if host is not None else self._retry_delay(run, error)
-                if again is None:
+                if error is None or host is not None:
                     break
-                assert error is not None
-                await self._wait_again(run, error, again)
+                try:
+                    if not await self._tries_again(run, error):
+                        break
+                except asyncio.CancelledError as cancelled:
+                    error = host = cancelled
+                    break
             winding_up = engine.executor.background(self._end(run, error), "asyncflow-end")
             host = await self._through(winding_up) or host
         finally:
@@ -326,7 +334,7 @@ class Flows:
             run.extra.timer = engine.loop.call_later(wait, self._deadline, run)
 
     def _deadline(self, run: Run) -> None:
-        if run.phase in (S.RUNNING, S.PAUSED):
+        if run.phase in (S.RUNNING, S.PAUSED, S.SCHEDULED):
             self.stop(run, "timeout", f"{run.display} exceeded its timeout")
 
     # --- waiting --------------------------------------------------------------------------------
@@ -519,11 +527,11 @@ class Flows:
         run.cancel_message = message
         if why == "cancel" and run.phase in (S.RUNNING, S.PAUSED):
             engine.move_run(run, S.CANCELLING, None, message)
-        asleep = run.extra.asleep
-        if asleep is not None:
+        waits = run.extra.asleep.ended if run.extra.asleep is not None else run.extra.nap
+        if waits is not None:
             run.stop = why
-            if not asleep.ended.done():
-                asleep.ended.set_result(None)
+            if not waits.done():
+                waits.set_result(None)
             return
         grace = run.options.grace if run.options.grace is not None else engine.grace
         driving.stop(run, why)
@@ -591,21 +599,42 @@ class Flows:
 
     # --- ending ---------------------------------------------------------------------------------
 
-    def _retry_delay(self, run: Run, error: BaseException | None) -> float | None:
-        """Seconds until another attempt of the run; None: there is none."""
-        if error is None or run.stop is not None:
-            return None
-        policy = run.options.retry
-        run.retried += 0
-        failures = run.attempt - run.recoveries
-        if not policy.retries or not policy.answers(max(1, failures), error):
-            return None
-        wait = policy.delay(max(1, failures), error, self._engine.clock.time(), self._engine.rng)
-        if wait is None or (
-            run.deadline is not None and self._engine.clock.time() + wait >= run.deadline
-        ):
-            return None
-        return wait
+    async def _tries_again(self, run: Run, error: BaseException) -> bool:
+        """Whether another attempt of the run follows: then the wait before it is over."""
+        if run.stop is not None:
+            return False
+        run.failures += 1
+        policy, past = run.options.retry, run.extra.past
+        if not policy.retries:
+            return False
+        wait: float | str = ""
+        if policy.answers(run.failures, error):
+            wait = await self._may_retry(run, error)
+        if isinstance(wait, str):
+            failures.note_attempts(error, run.display, past, run.attempt, wait)
+            return False
+        past.append(f"attempt {run.attempt}: {failures.told(error, 500)}")
+        await self._wait_again(run, error, wait)
+        return run.stop is None
+
+    async def _may_retry(self, run: Run, error: BaseException) -> float | str:
+        """Seconds until another attempt of the run; a string says why there is none."""
+        engine, options = self._engine, run.options
+        now = engine.clock.time()
+        if options.retry_condition is not None:
+            state: State[Any] = State(
+                S.FAILED, "", failures.told(error), attempt=run.attempt, error=error
+            )
+            try:
+                answer = options.retry_condition(run.flow, engine.handle(run), state)
+                if inspect.isawaitable(answer):
+                    answer = await answer
+            except Exception as raised:
+                told = failures.told(raised, 200)
+                return f"its retry_condition_fn raised {told}, so no retry"
+            if not answer:
+                return ""
+        return options.retry.wait(run.failures, error, now, run.deadline, engine.rng)
 
     async def _wait_again(self, run: Run, error: BaseException, wait: float) -> None:
         """An attempt of the run failed and another follows: what completed is kept."""
@@ -615,13 +644,29 @@ class Flows:
         engine.move_run(run, S.SCHEDULED, "AwaitingRetry", text[:500])
         run.unseen.clear()
         run.prefixes.clear()
-        if engine.durability != "off":
-            await engine.journal.durable()
-            await self.load(run, fresh=True)
-        else:
-            run.seen_hashes.clear()
-            run.repeats.clear()
-        await asyncio.sleep(wait)
+        run.extra.nap = engine.loop.create_future()
+        alarm = engine.loop.call_later(wait, _over, run.extra.nap)
+        try:
+            if engine.durability != "off":
+                await engine.journal.durable()
+                await self.load(run, fresh=True)
+            else:
+                run.seen_hashes.clear()
+                run.repeats.clear()
+            await run.extra.nap
+        finally:
+            alarm.cancel()
+            run.extra.nap = None
+
+    async def count_failures(self, run: Run) -> None:
+        """Attempts that were used in a former life of a run stay used."""
+        if not run.options.retry.retries:
+            return
+        for row in await self._engine.reader.states(run.pk):
+            if row.state_name == "AwaitingRetry":
+                run.failures += 1
+            elif S(row.state).is_final:
+                run.failures = 0  # a resume of what had ended grants fresh ones
 
     async def _end(self, run: Run, error: BaseException | None) -> None:
         """Decide how the run ended, record it, tell the hooks and those who wait."""
@@ -735,6 +780,11 @@ class Flows:
         for waiter in waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _over(waits: asyncio.Future[None]) -> None:
+    if not waits.done():
+        waits.set_result(None)
 
 
 def ended_by(run: Run, error: BaseException) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from asyncflow.errors import (
     StoreError,
     UpstreamFailed,
 )
+from asyncflow.failures import told
 
 #: The longest delay that a server may ask for, in seconds; above it the call fails at once.
 RETRY_AFTER_CAP = 300.0
@@ -120,6 +121,27 @@ class Retry:
         # Never earlier than asked, and not all at the same instant.
         spread = min(1.0, asked * 0.1) if self.jitter else 0.0
         return max(wait, asked + rng.uniform(0.0, spread))
+
+    def wait(
+        self, failures: int, error: BaseException, now: float, deadline: float | None, rng: Random
+    ) -> float | str:
+        """As `delay`, judged: a string says why there is no other attempt.
+
+        Args:
+            deadline: seconds since the epoch at which an attempt must have begun, or None.
+        """
+        try:
+            wait = self.delay(failures, error, now, rng)
+        except Exception as raised:
+            return f"its retry_delay_seconds raised {told(raised, 200)}, so no retry"
+        if wait is None:
+            return (
+                f"the server asked to wait {asked_delay(error, now):g} s, longer than the"
+                f" {RETRY_AFTER_CAP:g} s that are allowed"
+            )
+        if deadline is not None and now + wait >= deadline:
+            return "the next attempt would begin after its deadline"
+        return wait
 
     def _base(self, failures: int) -> float:
         delays = self.delays

@@ -431,6 +431,8 @@ class Run:
         history: what the store knew of its calls when it was resumed, by identity.
         unseen: failed calls that nobody has looked at, by seq.
         told: message and name of the Failed state that its code returned.
+        failures: attempts that failed, since it was last granted fresh ones.
+        retried: how many of its calls' attempts were retries.
     """
 
     __slots__ = (
@@ -451,6 +453,7 @@ class Run:
         "expires",
         "extra",
         "failed_seqs",
+        "failures",
         "flow",
         "flow_name",
         "history",
@@ -503,6 +506,7 @@ class Run:
         self.phase_name: str | None = None
         self.message = ""
         self.attempt = 0
+        self.failures = 0
         self.retried = 0
         self.epoch = 1
         self.recoveries = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Engine, MemoryStore, flow, task
+from asyncflow import Engine, MemoryStore, flow, task, wait
 
 
 class Mute(Exception):
@@ -116,3 +116,27 @@ def test_what_ends_the_process_passes_through_and_is_told_once(
         asyncio.run(host())
     gc.collect()
     assert (len(tries), caplog.messages) == (1, [])
+
+
+async def test_a_call_cancelled_while_its_condition_is_asked_is_cancelled(engine: Engine) -> None:
+    asked = asyncio.Event()
+
+    async def condition(*_: Any) -> bool:
+        asked.set()
+        await asyncio.sleep(0)
+        return True
+
+    @task(retries=3, retry_delay_seconds=0, retry_condition_fn=condition)
+    async def broken() -> None:
+        raise ValueError("no")
+
+    @flow
+    async def main() -> str:
+        future = broken.submit()
+        await asked.wait()
+        assert future.cancel()
+        await wait([future])
+        return future.state.name
+
+    async with asyncio.timeout(10):
+        assert await engine.run(main) == "Cancelled"
