@@ -77,7 +77,9 @@ class _TaskRunInfo:
     @property
     def tags(self) -> list[str] | None:
         call = current_call()
-        return sorted(call.tags | TAGS.get()) if call is not None else None
+        if call is None:
+            return None
+        return sorted(call.tags | call.run.tags | TAGS.get())
 
 
 flow_run = _FlowRunInfo()
