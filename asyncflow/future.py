@@ -452,6 +452,7 @@ class as_completed(Generic[R]):  # noqa: N801 - used as a function, like asyncio
         self._changed.set()
 
     async def __anext__(self) -> TaskFuture[R]:
+        self._begin()
         if not self._left:
             raise StopAsyncIteration
         expected = self._series.replay() if self._series is not None else None

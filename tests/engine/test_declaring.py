@@ -497,7 +497,7 @@ async def test_a_resource_that_fails_to_close_is_reported(caplog: Any) -> None:
 
     async with Engine(MemoryStore()) as engine:
         assert await engine.run(main) == 5
-    assert "a resource could not be closed: ConnectionError('will not close')" in caplog.text
+    assert "a resource could not be closed: ConnectionError: will not close" in caplog.text
 
 
 async def test_a_resource_can_be_given_and_used_by_hand(engine: Engine) -> None:
