@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import ResultNotStored as ResultNotStored
     from asyncflow.errors import ResultUnreadable as ResultUnreadable
     from asyncflow.errors import RetryAfter as RetryAfter
+    from asyncflow.errors import RollbackIncomplete as RollbackIncomplete
     from asyncflow.errors import RunCancelled as RunCancelled
     from asyncflow.errors import RunCrashed as RunCrashed
     from asyncflow.errors import RunFailed as RunFailed
@@ -83,6 +84,8 @@ if TYPE_CHECKING:
     from asyncflow.tasks import allow_failure as allow_failure
     from asyncflow.tasks import task as task
     from asyncflow.tasks import unmapped as unmapped
+    from asyncflow.transactions import Transaction as Transaction
+    from asyncflow.transactions import transaction as transaction
     from asyncflow.views import TaskRun as TaskRun
     from asyncflow.waits import idempotency_key as idempotency_key
     from asyncflow.waits import now as now
@@ -107,11 +110,10 @@ _HOMES = {
         "DependencyCycle", "EventTimeout", "FlowTimeout", "IllegalMove", "InvalidCacheKey",
         "InvalidDefinition", "InvalidOption", "InvalidParameters", "MappingLengthMismatch",
         "MissingExtra", "NoEngine", "NotReady", "NotSerializable", "PauseTimeout", "QueueTimeout",
-        "RecordedFailure",
-        "ResultNotStored", "ResultUnreadable", "RetryAfter", "RunCancelled", "RunCrashed",
-        "RunFailed", "RunInterrupted", "RunNotResumable", "RunTaken", "StoreClosed",
-        "StoreError", "TaskCancelled", "TaskTimeout", "UnknownFlow", "UnknownRun",
-        "UnknownTask", "Unresponsive", "UpstreamFailed", "WorkerLost",
+        "RecordedFailure", "ResultNotStored", "ResultUnreadable", "RetryAfter",
+        "RollbackIncomplete", "RunCancelled", "RunCrashed", "RunFailed", "RunInterrupted",
+        "RunNotResumable", "RunTaken", "StoreClosed", "StoreError", "TaskCancelled", "TaskTimeout",
+        "UnknownFlow", "UnknownRun", "UnknownTask", "Unresponsive", "UpstreamFailed", "WorkerLost",
     ),
     "asyncflow.flows": ("Flow", "flow"),
     "asyncflow.future": ("TaskFuture", "TaskFutureList", "as_completed", "resolve", "wait"),
@@ -123,6 +125,7 @@ _HOMES = {
     "asyncflow.store.memory": ("MemoryStore",),
     "asyncflow.store.sqlite": ("SqliteStore",),
     "asyncflow.tasks": ("Task", "allow_failure", "task", "unmapped"),
+    "asyncflow.transactions": ("Transaction", "transaction"),
     "asyncflow.views": ("TaskRun",),
     "asyncflow.waits": (
         "idempotency_key", "now", "pause_flow_run", "random", "send_event", "sleep",

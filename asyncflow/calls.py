@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from hashlib import blake2b
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncflow import failures, nested, rows
 from asyncflow.canonical import inputs_fingerprint, shown_inputs
-from asyncflow.context import TAGS
+from asyncflow.context import TAGS, TRANSACTION
 from asyncflow.errors import AsyncflowError, NotSerializable
 from asyncflow.run import MISSING, Batch, Call, Item, Run
 from asyncflow.states import StateType
@@ -56,17 +57,31 @@ class History:
         children: its child runs, which are the calls of flows.
         again: seqs of calls whose failure ended the run, and which run again now.
         fresh: whether failures begin a new budget of attempts.
+        void: seqs of calls that transactions have undone, and which count as never made.
+
+    Attributes:
+        seeds: how many void calls there are of an identity, the first of its kind: new calls
+            are numbered after them.
     """
 
     def __init__(
-        self, tasks: list[TaskRow], children: list[RunRow], again: frozenset[int], fresh: bool
+        self,
+        tasks: list[TaskRow],
+        children: list[RunRow],
+        again: frozenset[int],
+        fresh: bool,
+        void: frozenset[int] = frozenset(),
     ) -> None:
         self.again = again | _never_seen(tasks, children) if again else again
         self.fresh = fresh
         self.tasks = {row.identity: row for row in tasks}
         self.children = {row.parent_identity: row for row in children if row.parent_identity}
         self.missed: dict[str, list[bytes]] = {}
-        self._drop_ambiguous()
+        self.seeds: dict[bytes, int] = {}
+        if void:
+            self._leave_out(void)
+        else:
+            self._drop_ambiguous()
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.children)
@@ -77,6 +92,32 @@ class History:
             base = identity[:8] + bytes([_OPAQUE]) + identity[9:-4]
             self.tasks.pop(base, None)
             self.tasks.pop(identity, None)
+
+    def _leave_out(self, void: frozenset[int]) -> None:
+        """Forget the calls that count as never made, and number the others after them."""
+        kept: dict[bytes, list[tuple[int, TaskRow | RunRow]]] = {}
+
+        def sort(identity: bytes, seq: int | None, row: TaskRow | RunRow) -> None:
+            first, n = _occurrence(identity)
+            if seq in void:
+                self.seeds[first] = self.seeds.get(first, 0) + 1
+            else:
+                kept.setdefault(first, []).append((n, row))
+
+        for task in self.tasks.values():
+            sort(task.identity, task.seq, task)
+        for identity, child in self.children.items():
+            sort(identity, child.parent_seq, child)
+        self.tasks, self.children = {}, {}
+        for first, some in kept.items():
+            if len(some) > 1 and first[8] & _OPAQUE:
+                continue  # as `_drop_ambiguous`
+            some.sort(key=itemgetter(0))
+            for n, (_, row) in enumerate(some, self.seeds.get(first, 0)):
+                if isinstance(row, TaskRow):
+                    self.tasks[_numbered(first, n)] = row
+                else:
+                    self.children[_numbered(first, n)] = row
 
     def completed_since(self, began: float) -> bool:
         """Whether a call of the last life, which began then, completed."""
@@ -111,6 +152,21 @@ class History:
 
     def take_child(self, identity: bytes) -> RunRow | None:
         return self.children.pop(identity, None)
+
+
+def _occurrence(identity: bytes) -> tuple[bytes, int]:
+    """The identity of the first of all equal calls, and the how-manieth of them this one is."""
+    if not identity[8] & _REPEATED:
+        return identity, 0
+    first = identity[:8] + bytes([identity[8] & ~_REPEATED]) + identity[9:-4]
+    return first, int.from_bytes(identity[-4:], "big")
+
+
+def _numbered(first: bytes, n: int) -> bytes:
+    """The identity of the n-th (from 0) of all calls that are equal to *first*."""
+    if not n:
+        return first
+    return first[:8] + bytes([first[8] | _REPEATED]) + first[9:] + n.to_bytes(4, "big")
 
 
 def _shown(identities: list[bytes]) -> str:
@@ -163,8 +219,7 @@ class Calls:
             run.seen_hashes.add(mark)
             return identity
         n = run.repeats[mark] = run.repeats.get(mark, 0) + 1
-        flag = bytes([identity[8] | _REPEATED])
-        return identity[:8] + flag + identity[9:] + n.to_bytes(4, "big")
+        return _numbered(identity, n)
 
     @staticmethod
     def _first_identity(
@@ -215,6 +270,9 @@ class Calls:
         if priority is not None:
             call.priority = priority
         call.asked = True
+        transaction = TRANSACTION.get()
+        if transaction is not None:
+            transaction.add(call)
         return call, self._upstreams(call, wait_for)
 
     def _new(
@@ -333,6 +391,9 @@ class Calls:
         batch.identity_of = self._identity_of_item
         if priority is not None:
             batch.priority = priority
+        transaction = TRANSACTION.get()
+        if transaction is not None:
+            transaction.add_batch(batch)
         return batch
 
     @staticmethod
@@ -355,6 +416,8 @@ class Calls:
             if row is not None:
                 self._recall(call, row, run.history)
                 self._found(batch, index, call.seq)
+                if call.identity != identity:
+                    batch.odd = {**(batch.odd or {}), index: call.identity}
         if call.retry_at is not None and call.phase is S.PENDING:
             self.machine.wait_again(call, self.mono_of(call.retry_at))
         return call
@@ -460,6 +523,7 @@ class Calls:
     def _recall(self, call: Call, row: TaskRow, history: History) -> None:
         """Carry over what a former life of the run recorded of this call."""
         call.seq = row.seq
+        call.identity = row.identity
         state = S(row.state)
         if state is S.COMPLETED:
             if row.result_kind == ResultKind.NOT_STORED:

@@ -6,7 +6,7 @@ Two context variables and nothing else, so that every layer may look.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncflow.run import Call, Item, Run
 
@@ -21,6 +21,10 @@ ENGINE: ContextVar[Engine | None] = ContextVar("asyncflow_engine", default=None)
 
 #: Tags added by ``with tags(...)``.
 TAGS: ContextVar[frozenset[str]] = ContextVar("asyncflow_tags", default=frozenset())
+
+
+#: The innermost ``transaction()`` block (an `asyncflow.transactions.Transaction`).
+TRANSACTION: ContextVar[Any] = ContextVar("asyncflow_transaction", default=None)
 
 
 def current_run() -> Run | None:

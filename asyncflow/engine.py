@@ -60,6 +60,7 @@ from asyncflow.retention import Retention
 from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.runner.threads import Threads
 from asyncflow.sharing import Sharing
+from asyncflow.spec import is_shielded
 from asyncflow.states import State, StateType, types_and_names
 from asyncflow.store.base import (
     ALL,
@@ -560,7 +561,7 @@ class Engine:
         priority: float | None,
     ) -> TaskFuture[Any]:
         """A call in the background."""
-        self._check_run(run)
+        self._check_run(run, parent)
         call, upstream = self.calls.make(
             run, spec, args, kwargs, parent, key=key, wait_for=wait_for, priority=priority
         )
@@ -579,7 +580,7 @@ class Engine:
         priority: float | None,
     ) -> list[TaskFuture[Any]]:
         """Several calls that depend on futures."""
-        self._check_run(run)
+        self._check_run(run, parent)
         futures: list[TaskFuture[Any]] = []
         for args, kwargs in items:
             call, upstream = self.calls.make(
@@ -608,24 +609,24 @@ class Engine:
         priority: float | None,
     ) -> Batch:
         """A map over plain inputs."""
-        self._check_run(run)
+        self._check_run(run, parent)
         batch = self.calls.make_batch(run, spec, inputs, parent, priority)
         if batch.size:
             self.machine.submit_batch(batch)
             self.executor.pump()
         return batch
 
-    def _check_run(self, run: Run) -> None:
+    def _check_run(self, run: Run, parent: Call | None) -> None:
         if self._broken is not None:
             raise as_store_error(self._broken)
-        if run.stop is not None:
+        if run.stop is not None and (run.stop == "interrupt" or not is_shielded(parent)):
             raise TaskCancelled(f"{run.display} is being stopped and takes on nothing more")
         if run.id not in self.live:
             raise TaskCancelled(f"{run.display} has ended and takes on nothing more")
 
     async def direct(self, call: Call, upstream: list[Call], return_state: bool) -> Any:
         """A call that is made in the task of its caller."""
-        self._check_run(call.run)
+        self._check_run(call.run, call)
         call.seen = True
         if call.phase.is_final:
             self.machine.submit_answered(call)
@@ -650,7 +651,7 @@ class Engine:
         work: SimpleQueue[Any] = SimpleQueue()
 
         async def make() -> Any:
-            self._check_run(run)
+            self._check_run(run, parent)
             call, upstream = self.calls.make(run, spec, args, kwargs, parent)
             if not isinstance(spec.options.runner, str) or spec.options.runner != "thread":
                 call.direct_thread = None

@@ -113,6 +113,13 @@ class UpstreamFailed(AsyncflowError):
     """
 
 
+class RollbackIncomplete(AsyncflowError, ExceptionGroup[Exception]):
+    """A transaction was left by an exception, its `__cause__`, and could not be undone entirely.
+
+    `exceptions` are the failures of its compensations.
+    """
+
+
 class RetryAfter(AsyncflowError):
     """Raise it in a task to be called again, not before *seconds* have passed.
 

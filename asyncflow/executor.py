@@ -25,7 +25,7 @@ from asyncflow.errors import (
     Unresponsive,
     WorkerLost,
 )
-from asyncflow.failures import blame, dump, note_attempts, told
+from asyncflow.failures import blame, dump, is_rolled_back, note_attempts, told
 from asyncflow.limits import RETAKE
 from asyncflow.machine import Machine
 from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
@@ -627,7 +627,7 @@ class Executor:
             raise error
         if call.phase is S.CANCELLING:
             text = call.message
-            machine.stopped(call, TaskCancelled(text), now, text)
+            machine.stopped(call, TaskCancelled(text), now, text, _undone(call))
         elif why == "timeout" or late or (error is None):
             text = self._timeout_text(call)
             timeout = TaskTimeout(text)
@@ -643,7 +643,8 @@ class Executor:
             host = carrier is not None and carrier.cancelling() > 0
             if host:
                 text = "cancelled by the host of the flow"
-            machine.stopped(call, TaskCancelled(f"{call.display} was cancelled: {text}"), now, text)
+            stopped = TaskCancelled(f"{call.display} was cancelled: {text}")
+            machine.stopped(call, stopped, now, text, _undone(call))
         else:
             yield from self._failed(call, error, None, "")
         if isinstance(error, asyncio.CancelledError):
@@ -691,6 +692,8 @@ class Executor:
     ) -> None:
         """The call has failed for good; its exception says whose it is (see `failures.blame`)."""
         blame(error, call)
+        if name is None and is_rolled_back(error, call.run.pk, call.seq):
+            name = "RolledBack"
         self.machine.fail(call, error, now, name, text)
 
     def _may_retry(self, call: Call, error: BaseException) -> Generator[Any, Any, float | str]:
@@ -909,6 +912,12 @@ class Executor:
         if call.attempt != attempt or call not in self.running or call.stop is None:
             return
         now = self.loop.time()
+        if call.rolling:
+            # It undoes what it did, each step within its own time.
+            grace = self.grace if call.options.grace is None else call.options.grace
+            again = (call, attempt, why, now + REMIND + grace)
+            self.loop.call_at(now + REMIND, self._remind, *again)
+            return
         if now >= until:
             self._give_up(call)
             return
@@ -1079,6 +1088,11 @@ class _Steps:
 
     async def run(self) -> Any:
         return await self
+
+
+def _undone(call: Call) -> str | None:
+    """The name of the state of a call that was stopped: whether it has undone what it did."""
+    return "RolledBack" if call.undone else None
 
 
 async def _awaited(awaitable: Awaitable[Any]) -> Any:

@@ -100,7 +100,12 @@ def note_attempts(
 
 def blame(exc: BaseException, call: Call) -> None:
     """Remember on *exc* that it is how *call* ended: a resume runs again what ended a run."""
-    mark = (call.run.pk, call.seq)
+    blame_number(exc, call.run.pk, call.seq)
+
+
+def blame_number(exc: BaseException, run: int, seq: int) -> None:
+    """The same, of a call that is known by the pk of its run and its number."""
+    mark = (run, seq)
     known: tuple[tuple[int, int], ...] = getattr(exc, _CALLS, ())
     if mark not in known:
         # An exception may refuse attributes; then its failure is replayed by a resume.
@@ -125,8 +130,25 @@ def blamed(exc: BaseException) -> set[tuple[int, int]]:
     return found
 
 
+def mark_rolled_back(exc: BaseException, run: int, seq: int) -> None:
+    """Remember on *exc* that the code which it left had undone what it did.
+
+    Args:
+        run, seq: pk of the run and number of the call whose code it is; 0 for the flow's own.
+    """
+    known: tuple[tuple[int, int], ...] = getattr(exc, _ROLLED_BACK, ())
+    with suppress(AttributeError, TypeError):
+        setattr(exc, _ROLLED_BACK, (*known, (run, seq)))
+
+
+def is_rolled_back(exc: BaseException | None, run: int, seq: int) -> bool:
+    """Whether the code of this call, or of the flow (0), had undone what it did."""
+    return (run, seq) in getattr(exc, _ROLLED_BACK, ())
+
+
 _CALLS = "__asyncflow_calls__"
-_OURS = frozenset({"__notes__", _CALLS})
+_ROLLED_BACK = "__asyncflow_rolled_back__"
+_OURS = frozenset({"__notes__", _CALLS, _ROLLED_BACK})
 
 
 # --- recording --------------------------------------------------------------------------------

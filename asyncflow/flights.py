@@ -70,8 +70,9 @@ class Flights:
 
     def _key(self, call: Call) -> bytes | None:
         spec = call.spec
+        args, kwargs = spec.resolve(call) if call.upstream else (call.args, call.kwargs)
         key: bytes | None = spec.caching.key(
-            spec, call, spec.arguments(call), lambda: self._context(call)
+            spec, call, spec.named(args, kwargs), lambda: self._context(call)
         )
         return key
 

@@ -36,9 +36,11 @@ from asyncflow.limits import Slots
 from asyncflow.registry import reference
 from asyncflow.resources import Opened
 from asyncflow.run import MISSING, Call, Item, Run
-from asyncflow.spec import Spec, format_name
+from asyncflow.spec import Spec, format_name, is_shielded
 from asyncflow.states import State, StateType
 from asyncflow.store.base import LogRow, ResultKind, RunRow, StateRow
+from asyncflow.undone import Doom
+from asyncflow.undone import read as read_past
 from asyncflow.writer import uncancelled
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Extra:
     past: list[str] = field(default_factory=list)  # a line for each attempt that failed
     wake_at: float | None = None
     waits_for: bytes | None = None
+    transactions: int = 0  # that are open in its body
+    doomed: dict[int, Doom] = field(default_factory=dict)  # by the numbers of their calls
     origin: str | None = None
 
 
@@ -224,9 +228,14 @@ class Flows:
             return store.calls(pk), store.children(pk), store.marks(pk)
 
         tasks, children, marks = await self._engine.writer.do(read)
-        run.seen_hashes.clear()
-        run.repeats.clear()
-        run.history = History(tasks, children, again, fresh)
+        past = read_past(pk, marks, tasks, again, fresh)
+        for mark in past.marks:
+            self._engine.record_mark(mark)
+        run.extra.doomed = past.doomed
+        run.history = History(tasks, children, again, fresh, past.void)
+        # Equal calls are numbered, and void ones count.
+        run.seen_hashes = {hash(identity) for identity in run.history.seeds}
+        run.repeats = {hash(identity): n - 1 for identity, n in run.history.seeds.items()}
         run.seq = max((row.seq for row in tasks), default=0)
         run.seq = max([run.seq, *(c.parent_seq or 0 for c in children)])
         run.extra.decisions.restore(marks)
@@ -535,7 +544,7 @@ class Flows:
             return
         grace = run.options.grace if run.options.grace is not None else engine.grace
         driving.stop(run, why)
-        self._cancel_calls(run, message)
+        self._cancel_calls(run, message, spare=why != "interrupt")
         engine.executor.pump()
         until = engine.loop.time() + grace
         engine.loop.call_later(REMIND, self._remind, run, run.attempt, why, until)
@@ -568,6 +577,12 @@ class Flows:
         if run.phase.is_final or run.stop is None or run.attempt != attempt or run.body is None:
             return
         now = self._engine.loop.time()
+        if run.rolling:
+            # It undoes what it did, each step within its own time.
+            grace = self._engine.grace if run.options.grace is None else run.options.grace
+            again = (run, attempt, why, now + REMIND + grace)
+            self._engine.loop.call_at(now + REMIND, self._remind, *again)
+            return
         if now >= until:
             place = driving.where(run)
             run.cancel_message += f"; its code did not stop, at {place}" if place else ""
@@ -576,14 +591,15 @@ class Flows:
         driving.stop(run, why)
         self._engine.loop.call_at(min(now + REMIND, until), self._remind, run, attempt, why, until)
 
-    def _cancel_calls(self, run: Run, message: str) -> None:
-        """Cancel every call of a run that has not ended."""
+    def _cancel_calls(self, run: Run, message: str, spare: bool = False) -> None:
+        """Cancel every call of a run that has not ended; *spare* those that undo others."""
         engine = self._engine
         now = engine.clock.time()
         for batch in list(run.batches):
             engine.machine.cancel_batch(batch, message, now, RunCancelled(message))
         for call in list(run.calls):
-            engine.machine.cancel(call, message, now, RunCancelled(message))
+            if not (spare and is_shielded(call)):
+                engine.machine.cancel(call, message, now, RunCancelled(message))
         engine.executor.drain()
 
     async def _cancel_rest(self, run: Run, error: BaseException | None) -> None:
@@ -702,7 +718,14 @@ class Flows:
     def _tell_changed(self, run: Run) -> None:
         """Name what the run had recorded and did not ask for again."""
         engine = self._engine
-        for text in run.history.changed():
+        texts = run.history.changed()
+        lost = {id(doom): doom for doom in run.extra.doomed.values() if not doom.met}
+        if lost:
+            texts.append(
+                f"{len(lost)} transactions that were being rolled back were not entered again, so"
+                " they may be undone only partly"
+            )
+        for text in texts:
             text = engine.masker.text(text)
             engine.report(f"{run.display}: {text}")
             line = LogRow(run.pk, None, engine.clock.time(), logging.WARNING, "asyncflow", text)
@@ -723,7 +746,8 @@ class Flows:
             return S.PAUSED, "Interrupted", text, RunInterrupted(f"{run.display}: {text}")
         if run.phase is S.CANCELLING or why == "cancel":
             text = run.cancel_message or "cancelled"
-            return S.CANCELLED, None, text, RunCancelled(f"{run.display} was cancelled: {text}")
+            name = "RolledBack" if run.undone else None
+            return S.CANCELLED, name, text, RunCancelled(f"{run.display} was cancelled: {text}")
         if why == "timeout" or stubborn or (error is None and self._late(run)):
             seconds = run.options.timeout or 0.0
             text = f"{run.display} exceeded its timeout of {seconds:g} s"
@@ -737,11 +761,13 @@ class Flows:
             return S.COMPLETED, None, run.message, None
         if isinstance(error, asyncio.CancelledError):
             text = "cancelled by its host"
-            return S.CANCELLED, None, text, RunCancelled(f"{run.display} was {text}")
+            name = "RolledBack" if run.undone else None
+            return S.CANCELLED, name, text, RunCancelled(f"{run.display} was {text}")
         if run.told is not None:
             text, name = run.told
             return S.FAILED, name, text or failures.told(error), error
-        return S.FAILED, None, failures.told(error), error
+        name = "RolledBack" if failures.is_rolled_back(error, run.pk, 0) else None
+        return S.FAILED, name, failures.told(error), error
 
     def _late(self, run: Run) -> bool:
         return run.deadline is not None and self._engine.clock.time() >= run.deadline

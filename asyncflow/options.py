@@ -60,6 +60,8 @@ def make_options(what: str, is_flow: bool, **given: Any) -> Options:
             given.get("refresh_cache"),
             given.get("persist_result") is not False,
         ),
+        on_commit=check_steps(what, "on_commit", given.get("on_commit")),
+        on_rollback=check_steps(what, "on_rollback", given.get("on_rollback")),
     )
     _choice(what, "timeout_mode", options.timeout_mode, ("cancel", "soft"))
     return options
@@ -203,3 +205,18 @@ def _functions(what: str, name: str, value: Any) -> tuple[Callable[..., Any], ..
     if not all(callable(f) for f in many):
         raise InvalidOption(f"{what}: {name}={value!r}: give a function or a list of functions")
     return many
+
+
+def check_steps(what: str, name: str, value: Any) -> tuple[Any, ...]:
+    """Hooks for transactions: functions, or tasks, of the transaction."""
+    hooks = _functions(what, name, value)
+    for hook in hooks:
+        function = getattr(hook, "fn", hook)
+        try:
+            inspect.signature(function).bind(None)
+        except TypeError:
+            raise InvalidOption(
+                f"{what}: {name} takes a function of one argument, the transaction, not"
+                f" {getattr(function, '__qualname__', function)}{inspect.signature(function)}"
+            ) from None
+    return hooks

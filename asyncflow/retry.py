@@ -17,6 +17,7 @@ from asyncflow.errors import (
     AsyncflowError,
     InvalidOption,
     RetryAfter,
+    RollbackIncomplete,
     RunTaken,
     StoreError,
     UpstreamFailed,
@@ -28,8 +29,8 @@ RETRY_AFTER_CAP = 300.0
 
 Delays: TypeAlias = "float | Sequence[float] | Callable[[int], float]"
 
-#: What no retry can mend: asyncflow's own verdicts.
-_NEVER = (UpstreamFailed, StoreError, RunTaken)
+#: What no retry can mend: asyncflow's own verdicts, and what a person has to look at.
+_NEVER = (UpstreamFailed, StoreError, RunTaken, RollbackIncomplete)
 
 
 @dataclass(frozen=True, slots=True)

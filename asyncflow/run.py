@@ -82,6 +82,8 @@ class Options:
         max_concurrency: of a task, its calls at once; of a flow, the task calls of a run.
         runner: "async", "thread" or "process", or an object that is one.
         caching: of a task, the `asyncflow.caching.Caching` of its results; None: not cached.
+        on_commit, on_rollback: of a task in a transaction, what is run when that succeeds, and
+            what undoes the task when it does not.
     """
 
     retry: Retry = field(default_factory=Retry)
@@ -109,6 +111,8 @@ class Options:
     keep_last: int | None = None
     validate: bool = True
     caching: Any = None
+    on_commit: tuple[Any, ...] = ()
+    on_rollback: tuple[Any, ...] = ()
 
 
 class Call:
@@ -132,6 +136,8 @@ class Call:
         settled: its end has been acknowledged; only then do others see it.
         asks: before its turn comes, it is asked for in the cache.
         cache_key: the key under which its result is stored for others, when it completes.
+        rolling: how many transactions of its code are being rolled back, and must not be stopped;
+            undone: one has been, because the code was stopped.
         asked: somebody holds its future (an item of a map that nobody asked for keeps none).
         allow: the seqs of upstreams whose failure it takes as an argument.
     """
@@ -167,6 +173,8 @@ class Call:
     settled = False
     asks = False
     cache_key: bytes | None = None
+    rolling = 0
+    undone = False
     asked = False
     seen = False
     dirty = False
@@ -430,6 +438,7 @@ class Run:
         seen_hashes, repeats: which identities occurred, to number equal calls.
         history: what the store knew of its calls when it was resumed, by identity.
         unseen: failed calls that nobody has looked at, by seq.
+        rolling, undone: as of a call.
         told: message and name of the Failed state that its code returned.
         failures: attempts that failed, since it was last granted fresh ones.
         retried: how many of its calls' attempts were retries.
@@ -475,6 +484,7 @@ class Run:
         "recoveries",
         "repeats",
         "retried",
+        "rolling",
         "run_name",
         "seen_hashes",
         "seq",
@@ -483,6 +493,7 @@ class Run:
         "story",
         "tags",
         "told",
+        "undone",
         "unseen",
         "value",
         "waiters",
@@ -528,6 +539,8 @@ class Run:
         self.history: Any = None
         self.unseen: dict[int, Call] = {}
         self.failed_seqs: tuple[int, ...] = ()
+        self.rolling = 0
+        self.undone = False
         self.story: deque[str] = deque(maxlen=STORY)
         self.limit: Needs = ()
         self.stop: str | None = None

@@ -25,6 +25,8 @@ class Spec:
         caching: how its results are cached, or None.
         slow: its attempts need more than awaiting a coroutine, and perhaps a timeout.
         light: not even hooks or a cache: an item of a map may run without a `Call`.
+        steps: whether it has hooks for transactions; `made_steps`: those as specs.
+        shielded: its calls go on while their run is being cancelled.
         limit: its own `max_concurrency`, shared by all copies that set none of their own.
         resources: parameters that are filled in, by name.
         task: the public object, handed to hooks and conditions.
@@ -45,11 +47,14 @@ class Spec:
         "key",
         "light",
         "limit",
+        "made_steps",
         "name",
         "options",
         "resolve_result",
         "resources",
+        "shielded",
         "slow",
+        "steps",
         "task",
         "view",
     )
@@ -95,6 +100,9 @@ class Spec:
             or bool(options.hooks.on_running)
         )
         self.caching = options.caching
+        self.steps = bool(options.on_commit or options.on_rollback)
+        self.made_steps: dict[tuple[str, int], Spec] = {}
+        self.shielded = False
         self.light = not self.slow and not self.has_hooks and self.caching is None
         self._signature: inspect.Signature | None = None
         self._arity: tuple[int, int] | None = None
@@ -167,15 +175,21 @@ class Spec:
 
     def resolve(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call with values in the place of futures."""
-        args = tuple(nested.replace(a, value_for) for a in call.args)
-        return args, {k: nested.replace(v, value_for) for k, v in call.kwargs.items()}
+        return self.resolved(call.args, call.kwargs)
 
-    def arguments(self, call: Call) -> dict[str, Any]:
-        """The inputs of a call whose upstreams have settled, by name, defaults included.
+    @staticmethod
+    def resolved(
+        args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments with values in the place of futures."""
+        found = tuple(nested.replace(a, value_for) for a in args)
+        return found, {k: nested.replace(v, value_for) for k, v in kwargs.items()}
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a call by name, defaults included.
 
         What is filled in is none of them; the object of a method is.
         """
-        args, kwargs = self.resolve(call) if call.upstream else (call.args, call.kwargs)
         bound = self.bind(args, kwargs)
         bound.apply_defaults()
         found: dict[str, Any] = {}
@@ -197,6 +211,15 @@ class Spec:
         if isinstance(value, list | tuple):
             return any(isinstance(v, Call | nested.FutureGroup) for v in value)
         return False
+
+
+def is_shielded(call: Call | None) -> bool:
+    """Whether a call, or one that it is made by, goes on while its run is being cancelled."""
+    while call is not None:
+        if call.spec.shielded:
+            return True
+        call = call.parent if call.parent is not None else call.run.call
+    return False
 
 
 def value_for(call: Call, allowed: bool) -> Any:

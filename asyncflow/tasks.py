@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from asyncflow.caching import check_names
-from asyncflow.context import current_call, current_run
+from asyncflow.context import TRANSACTION, current_call, current_run
 from asyncflow.errors import (
     BlockingCall,
     InvalidDefinition,
@@ -20,7 +20,13 @@ from asyncflow.failures import told
 from asyncflow.future import TaskFuture, TaskFutureList, needs_run, resolve
 from asyncflow.limits import Slots
 from asyncflow.nested import PLAIN, Allowed, FutureGroup, Unmapped, find
-from asyncflow.options import HOOKS, check_function, make_options, settle_annotations
+from asyncflow.options import (
+    HOOKS,
+    check_function,
+    check_steps,
+    make_options,
+    settle_annotations,
+)
 from asyncflow.resources import resources_of
 from asyncflow.run import MISSING, Call, Options
 from asyncflow.spec import Spec, task_key
@@ -32,6 +38,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Q = ParamSpec("Q")
 T = TypeVar("T")
+H = TypeVar("H", bound=Callable[..., Any])
 
 
 def unmapped(value: Any) -> Any:
@@ -235,7 +242,8 @@ class Task(Generic[P, R]):
             spec.check(*mapped.item(0))
         engine = run.engine
         parent = current_call()
-        if mapped.depends or wait_for is not None or spec.caching is not None:
+        each = spec.caching is not None or (spec.steps and TRANSACTION.get() is not None)
+        if mapped.depends or wait_for is not None or each:
             futures = engine.call(
                 engine.submit_calls,
                 run,
@@ -316,6 +324,23 @@ class Task(Generic[P, R]):
 
     def on_crashed(self, fn: Callable[..., T]) -> Callable[..., T]:
         return self._add_hook("on_crashed", fn)
+
+    def on_commit(self, fn: H) -> H:
+        """Have ``fn(txn)`` called when a transaction around a call of this task succeeds."""
+        return self._add_step("on_commit", fn)
+
+    def on_rollback(self, fn: H) -> H:
+        """Have ``fn(txn)`` called to undo a completed call when its transaction fails."""
+        return self._add_step("on_rollback", fn)
+
+    def _add_step(self, name: str, fn: H) -> H:
+        hooks = check_steps(f"task {self.name!r}", name, fn)
+        more = (*getattr(self.options, name), *hooks)
+        changes: dict[str, Any] = {name: more}
+        self.options = replace(self.options, **changes)
+        self.given[name] = more
+        self._spec = None
+        return fn
 
     def _add_hook(self, name: str, fn: Callable[..., T]) -> Callable[..., T]:
         if not callable(fn):
@@ -596,7 +621,7 @@ TASK_OPTIONS = frozenset(
         "queue_timeout_seconds", "tags", "limits", "max_concurrency", "priority", "runner",
         "serializer", "persist_result", "log_prints", "task_run_name", "cancel_grace_seconds",
         "key", "description", "version", "cache_policy", "cache_key_fn", "cache_expiration",
-        "refresh_cache", *HOOKS,
+        "refresh_cache", "on_commit", "on_rollback", *HOOKS,
     }
 )  # fmt: skip
 
@@ -639,6 +664,8 @@ def task(fn: Any = None, /, **options: Any) -> Any:
         cache_key_fn: ``fn(context, parameters) -> str | None``, instead of a policy.
         cache_expiration: for how long a result is used, a timedelta or seconds.
         refresh_cache: never use a stored result, but store the new one.
+        on_commit, on_rollback: functions or tasks ``fn(txn)``, or lists of them, that are called
+            when a transaction around a call succeeds, or fails after the call completed.
         on_running, on_completion, on_failure, on_cancellation, on_crashed: functions
             ``fn(task, task_run, state)``, or lists of them.
 

@@ -150,6 +150,8 @@ class Waiting:
         run = wait.run
         if run.parent is not None or run.live or run.stop is not None or wait.ended.done():
             return
+        if run.extra.transactions:
+            return  # to be cancelled it would have to be read again, or nothing would be undone
         if wait.until is not None and wait.until - self._now() < BRIEF:
             return
         # What ends the wait now ends the sleep of the run.

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from virtual import virtual_engine, virtually
 
 from asyncflow import (
     FLOW_PARAMETERS,
@@ -193,22 +194,25 @@ async def test_on_running_does_not_run_for_a_hit_and_on_completion_does(engine: 
     assert told == ["running", "Completed", "Cached"]
 
 
-async def test_a_hit_takes_no_slot_no_token_and_no_time_of_a_timeout(engine: Engine) -> None:
-    @task(cache_policy=INPUTS, limits={"busy": 1}, queue_timeout_seconds=0.01)
-    async def work(x: int) -> int:
-        RAN[x] += 1
-        return x
+@virtually
+async def test_a_hit_takes_no_slot_no_token_and_no_time_of_a_timeout() -> None:
+    async with virtual_engine() as engine:
 
-    @flow
-    async def main(x: int) -> int:
-        return await work(x)
+        @task(cache_policy=INPUTS, limits={"busy": 1}, queue_timeout_seconds=5)
+        async def work(x: int) -> int:
+            RAN[x] += 1
+            return x
 
-    await engine.run(main, 1)
-    await engine.set_limit("busy", 0)
-    assert await engine.run(main, 1) == 1
-    with pytest.raises(QueueTimeout):
-        await engine.run(main, 2)
-    assert RAN == {1: 1}
+        @flow
+        async def main(x: int) -> int:
+            return await work(x)
+
+        await engine.run(main, 1)
+        await engine.set_limit("busy", 0)
+        assert await engine.run(main, 1) == 1
+        with pytest.raises(QueueTimeout):
+            await engine.run(main, 2)
+        assert RAN == {1: 1}
 
 
 async def test_a_resumed_run_has_its_own_results_first(store: Store) -> None:

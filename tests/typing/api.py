@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import Any, assert_type
 
 from asyncflow import (
     INPUTS,
@@ -13,8 +13,10 @@ from asyncflow import (
     State,
     TaskFuture,
     TaskFutureList,
+    Transaction,
     flow,
     task,
+    transaction,
 )
 from asyncflow.caching import CacheContext
 
@@ -45,6 +47,15 @@ async def cached(url: str, verbose: bool = False) -> bytes:
     return b""
 
 
+@fetch_again.on_rollback
+async def unfetch(txn: Transaction) -> None:
+    assert_type(txn.parameters, dict[str, Any] | None)
+
+
+@fetch_again.on_commit
+def fetched(txn: Transaction) -> None: ...
+
+
 class Client:
     @task
     async def get(self, url: str) -> int:
@@ -56,6 +67,8 @@ async def crawl(urls: list[str]) -> int:
     assert_type(await fetch("u", timeout=2.0), bytes)
     assert_type(await fetch_again("u"), bytes)
     assert_type(await cached("u"), bytes)
+    async with transaction(key="k") as txn:
+        assert_type(txn, Transaction)
     assert_type(await fetch("u", return_state=True), State[bytes])
     assert_type(fetch.submit("u"), TaskFuture[bytes])
     assert_type(await fetch.submit("u"), bytes)
