@@ -528,7 +528,15 @@ class Calls:
         if state is S.COMPLETED:
             if row.result_kind == ResultKind.NOT_STORED:
                 return
-            value = rows.value_of(row.result_kind, row.result, self.load_file, call.display)
+            what = f"{call.display} of run {call.run.id}"
+            try:
+                value = rows.value_of(row.result_kind, row.result, self.load_file, what)
+            except AsyncflowError as error:
+                # Its record stays as it is: it completed, and must not run again unasked.
+                self._carry(call, row)
+                call.error, call.message = error, str(error)
+                self.machine.answer(call, S.FAILED, None)
+                return
             if value is MISSING:
                 return
             self._carry(call, row)

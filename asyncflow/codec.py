@@ -28,6 +28,7 @@ from reprlib import Repr
 from types import MemberDescriptorType, NoneType
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
+from zlib import crc32
 
 import orjson
 
@@ -68,6 +69,9 @@ _values = dict.values
 
 #: What the text has of a dict with the key ``$``. No string holds it: its quotes are escaped.
 _KEY = b'"$":'
+
+#: Bytes that `seal` puts before what it seals. No JSON text and no pickle begins as they do.
+_SEAL = len(b"#00000000 ")
 
 _NAN = struct.pack(">d", float("nan"))
 
@@ -122,6 +126,38 @@ def decode(data: bytes) -> Any:
         return _lift(tree)
     except RecursionError:
         raise ResultUnreadable("a stored value is damaged: it is nested too deep") from None
+
+
+def seal(data: bytes) -> bytes:
+    """*data* as it is stored: with a check sum before it, by which damage is seen.
+
+    ``#``, eight digits and a space: whoever looks into the database still reads the text.
+    """
+    return b"#%08x " % crc32(data) + data
+
+
+def unseal(stored: bytes) -> bytes:
+    """What `seal` was given. What has no check sum, as older versions wrote it, is taken as it is.
+
+    Raises:
+        ResultUnreadable: *stored* is not what was written.
+    """
+    if not is_sound(stored):
+        raise ResultUnreadable(
+            "it is damaged, its check sum does not fit: restore the database from a backup, or"
+            " run the call again in a new run"
+        )
+    return unsealed(stored)
+
+
+def is_sound(stored: bytes) -> bool:
+    """Whether what was sealed is what was stored; also of what has no check sum."""
+    return stored[:1] != b"#" or stored[:_SEAL] == b"#%08x " % crc32(stored[_SEAL:])
+
+
+def unsealed(stored: bytes) -> bytes:
+    """What was sealed, or is left of it, for people: nothing is checked."""
+    return stored[_SEAL:] if stored[:1] == b"#" else stored
 
 
 def register(cls: type[T], to_plain: Callable[[T], Any], from_plain: Callable[[Any], T]) -> None:

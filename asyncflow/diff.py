@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from asyncflow import failures
+from asyncflow import codec, failures
 from asyncflow.canonical import shown_inputs
 from asyncflow.parameters import masked
 from asyncflow.states import StateType, default_name
@@ -111,7 +111,7 @@ def _end(state: str, result: bytes | None, error: bytes | None) -> str:
     if error:
         return f"{state}: {failures.summary(error)}"[:_SHOWN]
     if result and state in ("Completed", "Cached"):
-        return f"{state}: {result.decode('utf-8', 'replace')}"[:_SHOWN]
+        return f"{state}: {codec.unsealed(result).decode('utf-8', 'replace')}"[:_SHOWN]
     return state
 
 

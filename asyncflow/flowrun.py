@@ -262,7 +262,8 @@ class Flows:
         """The stored end of a child run, unless it has to run again."""
         state = S(row.state)
         if state is S.COMPLETED and row.result_kind != ResultKind.NOT_STORED:
-            value = rows.value_of(row.result_kind, row.result, self._engine.store.load_file, row.id)
+            what, load = f"the run {row.id}", self._engine.store.load_file
+            value = rows.value_of(row.result_kind, row.result, load, what)
             call.seq = row.parent_seq or call.seq
             return (value,)
         if state is S.FAILED and row.parent_seq not in parent.history.again:
@@ -781,9 +782,11 @@ class Flows:
             if run.options.serializer == "pickle":
                 import pickle
 
-                extra.result_kind, extra.result = ResultKind.PICKLE, pickle.dumps(value)
+                extra.result_kind = ResultKind.PICKLE
+                extra.result = codec.seal(pickle.dumps(value))
             else:
-                extra.result_kind, extra.result = ResultKind.JSON, codec.encode(value)
+                extra.result_kind = ResultKind.JSON
+                extra.result = codec.seal(codec.encode(value))
         except Exception as error:
             extra.result_kind, extra.result = ResultKind.NOT_STORED, None
             reason = str(error) if isinstance(error, NotSerializable) else failures.told(error)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 _COMPLETED = StateType.COMPLETED
 _NO_TAGS: tuple[str, ...] = ()
+_PICKLE = pickle.PROTO  # what every pickle that we have written begins with
+_NULL = codec.seal(b"null")
 _INLINE = (ResultKind.JSON, ResultKind.PICKLE)
 
 
@@ -99,14 +101,14 @@ def result_of(
 ) -> tuple[int, bytes | None]:
     """How the result of a call is stored: its kind and bytes."""
     if value is None:
-        return ResultKind.JSON, b"null"
+        return ResultKind.JSON, _NULL
     options = call.batch.options if isinstance(call, Item) else call.options
     if not options.persist:
         return ResultKind.NOT_STORED, None
     try:
         if options.serializer == "pickle":
-            return ResultKind.PICKLE, pickle.dumps(value, protocol=5)
-        return ResultKind.JSON, codec.encode(value)
+            return ResultKind.PICKLE, codec.seal(pickle.dumps(value, protocol=5))
+        return ResultKind.JSON, codec.seal(codec.encode(value))
     except (NotSerializable, pickle.PicklingError, TypeError, AttributeError) as error:
         warn(call.call(), error)
         return ResultKind.NOT_STORED, None
@@ -138,15 +140,18 @@ def value_of(kind: int, data: bytes | None, load_file: Callable[[str], bytes], w
     """
     if kind in (ResultKind.NOT_STORED, ResultKind.NONE) or data is None:
         return MISSING
-    if kind in (ResultKind.JSON_FILE, ResultKind.PICKLE_FILE):
-        data = load_file(data.decode("ascii"))
+    if data == _NULL:
+        return None
     try:
+        if kind in (ResultKind.JSON_FILE, ResultKind.PICKLE_FILE):
+            data = load_file(data.decode("ascii"))
+        data = codec.unseal(data)
         if kind in (ResultKind.PICKLE, ResultKind.PICKLE_FILE):
             # Only a task that asked for it is stored so, and only an engine comes here.
+            if data[:1] != _PICKLE:
+                raise ValueError("it is damaged, and no pickle any more")
             return pickle.loads(data)  # noqa: S301
         return codec.decode(data)
-    except ResultUnreadable:
-        raise
     except Exception as error:
         raise ResultUnreadable(f"the stored result of {what} cannot be read: {error}") from error
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from random import random
 from typing import Any, NoReturn, TypeVar
 
+from asyncflow import codec
 from asyncflow.errors import ResultUnreadable, RunTaken, StoreClosed, StoreError
 from asyncflow.ids import new_run_id
 from asyncflow.shares import Demand, Part, ShareRow, divide
@@ -804,6 +805,13 @@ class SqliteStore:
                     self.load_file(name)
                 except ResultUnreadable as error:
                     problems.append(str(error))
+            for table in ("task_runs", "flow_runs", "cache"):
+                results = db.execute(
+                    f"SELECT result FROM {table} WHERE result_kind IN (?,?)", tuple(_TO_FILE)
+                )
+                damaged = sum(not codec.is_sound(result) for (result,) in results)
+                if damaged:
+                    problems.append(f"{damaged:,} results in {table} are damaged")
             stray = [path for path in self._results.glob("??/*.bin") if path.name[:-4] not in names]
             if stray:
                 problems.append(f"{len(stray):,} result files belong to no run, such as {stray[0]}")

@@ -316,12 +316,14 @@ def test_a_sound_database_is_sound_and_a_damaged_one_is_not(filled: Path) -> Non
     (file.parent / f"{'0' * 64}.bin").write_bytes(b"stray")
     with sqlite3.connect(filled) as db:
         db.execute("INSERT INTO logs VALUES (NULL, 999, NULL, 0, 20, 'x', 'lost')")
+        db.execute("UPDATE flow_runs SET result = CAST('#00000000 5' AS BLOB) WHERE pk = 1")
     checked = run("db", "check", "--json")
     assert checked.exit_code == 1
     told = " ".join(json.loads(checked.stdout)["problems"])
     assert "is damaged" in told
     assert "belong to no run, such as" in told
     assert "1 rows of logs belong to no run" in told
+    assert "1 results in flow_runs are damaged" in told
 
 
 def test_a_backup_is_a_database_of_its_own_and_overwrites_nothing(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import re
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from unit.values import VALUES, Box, Colour, Model, same
 
 from asyncflow import NotSerializable, ResultUnreadable
-from asyncflow.codec import decode, encode, register
+from asyncflow.codec import decode, encode, register, seal, unseal, unsealed
 
 
 @given(VALUES)
@@ -130,6 +132,38 @@ def test_damaged_bytes_are_refused_or_read_as_something_that_is_no_surprise(
         return
     # One bit of a text or number is another text or number; it must be storable again.
     encode(found)
+
+
+@given(VALUES, st.data())
+@settings(max_examples=1000, deadline=None)
+def test_of_what_was_sealed_no_change_is_accepted(value: Any, data: st.DataObject) -> None:
+    stored = seal(encode(value))
+    assert unseal(stored) == encode(value)
+    raw = bytearray(stored)
+    at = data.draw(st.integers(0, len(raw) - 1))
+    match data.draw(st.sampled_from(["flip", "cut", "more", "zeros"])):
+        case "flip":
+            raw[at] ^= data.draw(st.integers(1, 255))
+        case "cut":
+            del raw[at:]
+        case "more":
+            raw += bytes([raw[at]])
+        case _:
+            raw[at:] = bytes(len(raw) - at)
+    assume(bytes(raw) != stored)
+    with pytest.raises(ResultUnreadable):
+        decode(unseal(bytes(raw)))
+
+
+def test_what_was_written_before_there_were_seals_is_read() -> None:
+    assert unseal(encode([1, "#"])) == encode([1, "#"])
+    assert unseal(pickle.dumps("#")) == pickle.dumps("#")
+
+
+def test_what_was_sealed_can_be_read_by_eye() -> None:
+    assert re.fullmatch(rb'#[0-9a-f]{8} \{"a":1\}', seal(encode({"a": 1})))
+    assert unsealed(seal(b"x")) == b"x"
+    assert unsealed(b"#0000") == b""
 
 
 @pytest.mark.parametrize(
