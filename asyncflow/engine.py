@@ -322,7 +322,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.store = self._make_store()
-        self.writer = Writer("asyncflow-writer", self.loop, here=self.durability != "full")
+        self.writer = self._make_writer()
         kept = "strict" if self.durability == "off" else self.durability
         try:
             await self.writer.do(lambda: self.store.open(kept))
@@ -331,8 +331,8 @@ class Engine:
             await self.writer.aclose()
             raise
         recording = self.durability != "off"
-        self.machine = Machine(recording, at_once=self.durability == "relaxed")
-        self.threads = Threads("asyncflow-thread", self.loop)
+        self.machine = self._make_machine(recording, self.durability == "relaxed")
+        self.threads = self._make_threads()
         self.executor = Executor(
             self.machine, self.loop, self.clock, self.threads, self.rng, self.grace
         )
@@ -375,6 +375,17 @@ class Engine:
         self.retention.start()
         self._open = True
         self._joined()  # others may have come meanwhile
+
+    # What a simulation makes otherwise (see `asyncflow.testing`).
+
+    def _make_writer(self) -> Writer:
+        return Writer("asyncflow-writer", self.loop, here=self.durability != "full")
+
+    def _make_machine(self, recording: bool, at_once: bool) -> Machine:
+        return Machine(recording, at_once)
+
+    def _make_threads(self) -> Threads:
+        return Threads("asyncflow-thread", self.loop)
 
     def _make_store(self) -> ReadableStore:
         given = self._given_store
@@ -839,10 +850,16 @@ class Engine:
             made = self.store.create_run(row, [state])
             return made, self._stored_limits() if row.parent is None else None
 
-        if self.writer.prefers_here():
-            made, found = self.writer.here(create)
-        else:
-            made, found = await self.writer.do(create)
+        try:
+            if self.writer.prefers_here():
+                made, found = self.writer.here(create)
+            else:
+                made, found = await self.writer.do(create)
+        except StoreError as error:
+            if row.parent is not None:
+                # Of a child run it is no failure of the flow that calls it: the storage failed.
+                self._storage_failed(error)
+            raise
         self._apply_limits(found)
         return made
 

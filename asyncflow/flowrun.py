@@ -78,6 +78,7 @@ class Extra:
     transactions: int = 0  # that are open in its body
     doomed: dict[int, Doom] = field(default_factory=dict)  # by the numbers of their calls
     origin: str | None = None
+    unrecorded: bool = False  # its end could not be stored, so it has not ended
 
 
 class Flows:
@@ -713,6 +714,7 @@ class Flows:
                 await engine.journal.durable()
             except StoreError as failed:
                 run.error = failed
+                extra.unrecorded = True
         if state.is_final and run.options.hooks:
             await engine.run_hooks(run.flow, run)
 
@@ -828,4 +830,7 @@ def run_state(run: Run) -> State[Any]:
     at = moment(run.ended or run.started or run.created)
     assert at is not None
     value = run.value if run.value is not MISSING else None
+    if run.extra is not None and run.extra.unrecorded:
+        # What is not on disk is not shown as done; there it can be resumed.
+        return State(S.PAUSED, "Interrupted", str(run.error), at, run.attempt, None, run.error)
     return State(run.phase, run.shown_phase, run.message, at, run.attempt, value, run.error)

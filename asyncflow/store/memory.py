@@ -71,6 +71,19 @@ class MemoryStore:
         self._last_pk = 0
         self._last_log = 0
 
+    def copy(self) -> MemoryStore:
+        """Another store with what is in this one now. Rows never change, so they are shared."""
+        twin = MemoryStore()
+        with self._lock:
+            for name in vars(twin):
+                value = getattr(self, name)
+                if isinstance(value, dict | list):
+                    setattr(twin, name, value.copy())
+                elif isinstance(value, int):
+                    setattr(twin, name, value)
+            twin._tasks = {run: tasks.copy() for run, tasks in self._tasks.items()}
+        return twin
+
     def open(self, durability: str) -> None:
         """Nothing has to be opened."""
 
