@@ -782,6 +782,8 @@ class Engine:
         task = context.run(
             self.loop.create_task, self._in_background(run), name=f"asyncflow-run-{run.id}"
         )
+        # Asked for, so that asyncio does not tell again of what has left the loop already.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         run.extra.task = self._keep(task)
         return FlowRun(self, run)
 

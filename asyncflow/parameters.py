@@ -81,6 +81,17 @@ class Parameters:
             checked[name] = value if adapter is None else self._convert(adapter, name, value)
         return checked
 
+    def takes(self, name: str, value: Any) -> bool:
+        """Whether a parameter accepts a value, as far as its annotation says."""
+        adapter = self._adapter(name) if self._validate else None
+        if adapter is None:
+            return True
+        try:
+            self._convert(adapter, name, value)
+        except InvalidParameters:
+            return False
+        return True
+
     def _convert(self, adapter: Any, name: str, value: Any) -> Any:
         import pydantic
 

@@ -137,6 +137,8 @@ def load_file(file: str | None) -> ModuleType | None:
         name = f"{name}_{abs(hash(str(path)))}"
     if not path.is_file():
         raise UnknownFlow(f"there is no file {path}")
+    if (path.parent / "__init__.py").exists():
+        return _import_of_package(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UnknownFlow(f"{path} is not a Python file")
@@ -151,6 +153,22 @@ def load_file(file: str | None) -> ModuleType | None:
         sys.modules.pop(name, None)
         raise
     return module
+
+
+def _import_of_package(path: Path) -> ModuleType:
+    """Import a file that belongs to a package under its name there, as its own imports need it."""
+    names, folder = [path.stem], path.parent
+    if path.stem == "__init__":
+        names.pop()
+    while (folder / "__init__.py").exists():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    if str(path.parent) not in sys.path:
+        # For modules beside it that it imports as if it were a script; the installed goes first.
+        sys.path.append(str(path.parent))
+    return importlib.import_module(".".join(names))
 
 
 def _same_file(module: ModuleType, path: Path) -> bool:

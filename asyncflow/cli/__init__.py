@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
 def main() -> None:
     """The entry point. Errors of asyncflow become one line and an exit code, never a traceback."""
     from asyncflow.cli.commands import cli
-    from asyncflow.errors import AsyncflowError
+    from asyncflow.cli.output import answered
 
-    try:
-        cli(standalone_mode=True)
-    except AsyncflowError as error:
-        print(f"asyncflow: {error}", file=sys.stderr)  # noqa: T201 - it is what a CLI does
-        sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal cannot show is spelled out, and stops nothing.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(answered(lambda: cli(standalone_mode=True)))

@@ -185,6 +185,7 @@ def runs_logs(**options: Any) -> None:
 @runs.command("watch", epilog=EXIT_CODES)
 @click.argument("run_id")
 @_db
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON at each change.")
 def runs_watch(**options: Any) -> None:
     """Follow a run of any process until it ends; exits with its code."""
     from asyncflow.cli.looking import watch_run
@@ -196,6 +197,7 @@ def runs_watch(**options: Any) -> None:
 @click.argument("run_ids", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_db
+@_json
 def runs_delete(**options: Any) -> None:
     """Delete ended runs, with their tasks, logs, results and child runs."""
     from asyncflow.cli.looking import delete_runs

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asyncflow.cli.output import duration, fail, local, print_json, say, table
+from asyncflow.cli.output import answered, duration, local, print_json, say, table
 from asyncflow.engine import default_database
-from asyncflow.errors import AsyncflowError, InvalidOption, StoreError
+from asyncflow.errors import InvalidOption, StoreError
 from asyncflow.retention import prune_run
 from asyncflow.store.sqlite import SCHEMA_VERSION, SqliteStore
 from asyncflow.views import moment
@@ -19,17 +19,18 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def _with_store(db: str | None, work: Callable[[SqliteStore], int]) -> int:
-    path = Path(db) if db else default_database()
-    store = SqliteStore(path)
-    try:
+    def opened() -> int:
+        path = Path(db) if db else default_database()
+        store = SqliteStore(path)
         if not path.exists():
             raise StoreError(f"there is no database {path}: name it with --db, or run a flow first")
-        store.open("strict")
-        return work(store)
-    except (AsyncflowError, ValueError) as error:
-        return fail(str(error))
-    finally:
-        store.close()
+        try:
+            store.open("strict")
+            return work(store)
+        finally:
+            store.close()
+
+    return answered(opened)
 
 
 def migrate(*, db: str | None, as_json: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -19,19 +20,21 @@ from asyncflow import failures, views
 from asyncflow.cli.output import (
     EXITS,
     MARKS,
+    answered,
     between,
-    clean,
     coloured,
     duration,
-    fail,
+    label,
     local,
     one_line,
+    paragraph,
     print_json,
+    print_json_line,
     say,
     table,
 )
 from asyncflow.engine import Engine, default_database
-from asyncflow.errors import AsyncflowError, StoreError, UnknownRun
+from asyncflow.errors import StoreError, UnknownRun
 from asyncflow.ownership import is_alive
 from asyncflow.parameters import masked
 from asyncflow.states import StateType, types_and_names
@@ -39,6 +42,7 @@ from asyncflow.store.base import (
     AttemptRow,
     LogQuery,
     Reader,
+    ResultKind,
     RunQuery,
     RunRow,
     TaskCount,
@@ -81,18 +85,7 @@ def as_it_is(row: RunRow, db: str | None) -> RunRow:
 
 
 def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Do it; what goes wrong is one line."""
-    try:
-        return asyncio.run(work())
-    except (AsyncflowError, ValueError) as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough, as `head` has.
-        with contextlib.suppress(OSError):
-            sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - until exit
-        return 0
+    return answered(lambda: asyncio.run(work()))
 
 
 async def find_run(reader: Reader, run_id: str) -> RunRow:
@@ -166,7 +159,7 @@ def _run_line(row: RunRow) -> list[str]:
     return [
         row.id,
         one_line(name, 32),
-        coloured(state, f"{MARKS[state]} {clean(row.state_name)}"),
+        coloured(state, f"{MARKS[state]} {label(row.state_name)}"),
         local(moment(row.created_at)),
         _took(row.started_at, row.ended_at, state),
         one_line(row.message, 60),
@@ -254,7 +247,7 @@ def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> 
             say("")
             say(click.style("story", bold=True))
             for s in states:
-                text = f"  {local(moment(s.time))}  {clean(s.state_name)}"
+                text = f"  {local(moment(s.time))}  {label(s.state_name)}"
                 say(f"{text}  {one_line(s.message, 120)}".rstrip())
         return 0
 
@@ -294,23 +287,38 @@ def _tree_json(tree: _Tree) -> dict[str, Any]:
 
 def _say_head(row: RunRow) -> None:
     state = StateType(row.state)
-    title = click.style(clean(row.name or row.flow_name), bold=True)
+    title = click.style(label(row.name or row.flow_name), bold=True)
     say(f"{title}  {row.id}")
     took = _took(row.started_at, row.ended_at, state)
-    told = coloured(state, f"{MARKS[state]} {clean(row.state_name)}")
+    told = coloured(state, f"{MARKS[state]} {label(row.state_name)}")
     say(f"{told}{f' in {took}' if took else ''}, created {local(moment(row.created_at))}")
     parameters = masked(row.parameters)
     if parameters:
         text = ", ".join(f"{k}={v!r}" for k, v in parameters.items())
         say(f"parameters: {one_line(text, 300)}")
     if row.tags:
-        say(f"tags: {', '.join(map(clean, row.tags))}")
+        say(f"tags: {', '.join(map(label, row.tags))}")
     if row.recoveries and state is not StateType.COMPLETED:
         say(f"recovered {row.recoveries} times in a row without completing anything")
-    if state is StateType.PAUSED and row.message:
+    if state is StateType.PAUSED:
         say(one_line(row.message, 300))
-    if row.error is not None:
+    elif state is StateType.COMPLETED:
+        _say_result(row)
+    elif row.error is not None:
         say(click.style(f"error: {one_line(_error_text(row.error), 500)}", fg="red"))
+
+
+def _say_result(row: RunRow) -> None:
+    """What a run gave, as it is stored: nothing is decoded here."""
+    match row.result_kind:
+        case ResultKind.JSON if row.result not in (None, b"null"):
+            say(f"result: {one_line((row.result or b'').decode('utf-8', 'replace'), 300)}")
+        case ResultKind.PICKLE:
+            say("result: stored as a pickle, which is not shown")
+        case ResultKind.JSON_FILE | ResultKind.PICKLE_FILE:
+            say("result: in a file, which is not shown")
+        case ResultKind.NOT_STORED:
+            say("result: not stored")
 
 
 def _error_text(stored: bytes) -> str:
@@ -391,15 +399,17 @@ def _order(item: TaskRow | _Tree) -> float:
 def _child_line(row: RunRow) -> str:
     state = StateType(row.state)
     took = _took(row.started_at, row.ended_at, state)
-    mark = coloured(state, f"{MARKS[state]} {clean(row.state_name)}")
-    name = click.style(clean(row.name or row.flow_name), bold=True)
+    mark = coloured(state, f"{MARKS[state]} {label(row.state_name)}")
+    name = click.style(label(row.name or row.flow_name), bold=True)
     return f"{name} (flow {row.id})  {mark}  {took}".rstrip()
 
 
 def _task_line(row: TaskRow) -> str:
     state = StateType(row.state)
-    parts = [clean(row.name or f"{row.task}-{row.seq}")]
-    parts.append(coloured(state, f"{MARKS[state]} {row.state_name or row.state.capitalize()}"))
+    parts = [label(row.name or f"{row.task}-{row.seq}")]
+    parts.append(
+        coloured(state, f"{MARKS[state]} {label(row.state_name or row.state.capitalize())}")
+    )
     took = _took(row.started_at, row.ended_at, state)
     if took:
         parts.append(took)
@@ -439,7 +449,7 @@ def _counts_line(
     ends: list[float],
     retries: int = 0,
 ) -> str:
-    parts = [f"{clean(name)} × {size:,}"]
+    parts = [f"{label(name)} × {size:,}"]
     parts += [coloured(s, f"{MARKS[s]} {n:,} {s.value.lower()}") for s, n in counts.items()]
     if starts and ends:
         parts.append(duration(max(0.0, max(ends) - min(starts))))
@@ -505,7 +515,7 @@ def print_logs(*, run_id: str, level: str, search: str, db: str | None, as_json:
                         continue
                     stamp = f"{moment(line.time).astimezone():%H:%M:%S.%f}"[:-3]  # type: ignore[union-attr]
                     where = f" [{line.seq}]" if line.seq else ""
-                    say(f"{stamp} {name:<7}{where} {clean(line.message)}")
+                    say(f"{stamp} {name:<7}{where} {paragraph(line.message)}")
                 after = page.next_cursor
         if as_json:
             print_json(shown)
@@ -514,7 +524,7 @@ def print_logs(*, run_id: str, level: str, search: str, db: str | None, as_json:
     return _answered(work)
 
 
-def watch_run(*, run_id: str, db: str | None) -> int:
+def watch_run(*, run_id: str, db: str | None, as_json: bool) -> int:
     """Follow a run until it ends."""
 
     async def work() -> int:
@@ -525,9 +535,13 @@ def watch_run(*, run_id: str, db: str | None) -> int:
                 row = as_it_is(await find_run(reader, row.id), db)
                 state = StateType(row.state)
                 counts = await reader.task_counts(row.pk)
-                line = f"{clean(row.flow_name)} {row.state_name}: {_in_a_line(counts)}"
-                if sys.stdout.isatty():
-                    sys.stdout.write(f"\r{line}\x1b[K")
+                tasks = _in_a_line(counts)
+                line = f"{label(row.flow_name)} {label(row.state_name)}" + (tasks and f": {tasks}")
+                if as_json:
+                    if line != before:
+                        print_json_line({**run_json(row), "tasks": _by_task(counts)})
+                elif sys.stdout.isatty():
+                    sys.stdout.write(f"\r{one_line(line, _width())}\x1b[K")
                     sys.stdout.flush()
                 elif line != before:
                     say(f"{duration(time.monotonic() - began):>8}  {line}")
@@ -535,25 +549,35 @@ def watch_run(*, run_id: str, db: str | None) -> int:
                 if state.is_final or row.engine is None:
                     break
                 await asyncio.sleep(POLL)
+        if as_json:
+            return EXITS.get(state, 1)
         if sys.stdout.isatty():
             say("")
-        if row.error is not None:
-            say(one_line(_error_text(row.error), 500), error=True)
-        elif state is StateType.PAUSED:
+        if state is StateType.PAUSED:
             say(one_line(row.message, 500), error=True)
+        elif row.error is not None:
+            say(one_line(_error_text(row.error), 500), error=True)
         return EXITS.get(state, 1)
 
     return _answered(work)
 
 
-def _in_a_line(counts: list[TaskCount]) -> str:
+def _width() -> int:
+    return max(20, shutil.get_terminal_size().columns - 1)
+
+
+def _by_task(counts: list[TaskCount]) -> dict[str, dict[str, int]]:
     by_task: dict[str, dict[str, int]] = {}
     for count in counts:
         states = by_task.setdefault(count.task, defaultdict(int))
         states[count.state_name or count.state.lower()] += count.count
+    return by_task
+
+
+def _in_a_line(counts: list[TaskCount]) -> str:
     return "; ".join(
-        f"{clean(task)} " + ", ".join(f"{n:,} {clean(state)}" for state, n in states.items())
-        for task, states in by_task.items()
+        f"{label(task)} " + ", ".join(f"{n:,} {label(state)}" for state, n in states.items())
+        for task, states in _by_task(counts).items()
     )
 
 
@@ -587,7 +611,7 @@ def cancel_run(*, run_id: str, db: str | None, as_json: bool) -> int:
     return _answered(work)
 
 
-def delete_runs(*, run_ids: tuple[str, ...], yes: bool, db: str | None) -> int:
+def delete_runs(*, run_ids: tuple[str, ...], yes: bool, db: str | None, as_json: bool) -> int:
     """Delete ended runs."""
 
     async def work() -> int:
@@ -607,7 +631,10 @@ def delete_runs(*, run_ids: tuple[str, ...], yes: bool, db: str | None) -> int:
         async with Engine(path) as engine:
             for row in rows:
                 gone += await engine.delete(row.id)
-        say(f"deleted {gone} {'run' if gone == 1 else 'runs'}")
+        if as_json:
+            print_json({"ids": [row.id for row in rows], "deleted": gone})
+        else:
+            say(f"deleted {gone} {'run' if gone == 1 else 'runs'}")
         return 0
 
     return _answered(work)

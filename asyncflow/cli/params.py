@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from asyncflow.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from asyncflow.flows import Flow
+    from asyncflow.parameters import Parameters
 
 
 def parse(
@@ -37,19 +37,25 @@ def parse(
                 f"flow {flow.name!r} has no parameter {name!r}: its parameters are"
                 f" {', '.join(known) or 'none'}"
             )
-        values[name] = _value(text, known.get(name))
+        values[name] = _value(text, flow.parameters, name)
     return values
 
 
-def _value(text: str, parameter: inspect.Parameter | None) -> Any:
-    if text.startswith("@"):
-        return _file(Path(text[1:]))
-    if parameter is not None and _is_text(parameter.annotation):
+def _value(text: str, parameters: Parameters, name: str) -> Any:
+    parameter = parameters.signature.parameters.get(name)
+    is_text = parameter is not None and _is_text(parameter.annotation)
+    if text.startswith("@@"):
+        text = text[1:]
+    elif text.startswith("@"):
+        return _read(Path(text[1:])) if is_text else _file(Path(text[1:]))
+    if is_text:
         return text
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return text
+    # A number that stands where only text is taken, as of ``str | None``, is text.
+    return text if not parameters.takes(name, value) and parameters.takes(name, text) else value
 
 
 def _is_text(annotation: Any) -> bool:
@@ -66,8 +72,9 @@ def _file(path: Path) -> Any:
 
 
 def _json_file(path: Path) -> Any:
+    text = _read(path)
     try:
-        return json.loads(_read(path))
+        return json.loads(text)
     except ValueError as error:
         raise InvalidParameters(f"{path} is not JSON: {error}") from None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from asyncflow.cli.output import clean, coloured, duration, one_line
+from asyncflow.cli.output import coloured, colours_wanted, duration, label, one_line
 
 if TYPE_CHECKING:
     from asyncflow.engine import Engine
@@ -109,6 +109,9 @@ class Progress:
 
     def stop(self) -> None:
         if self._streams is not None:
+            for above in (sys.stdout, sys.stderr):
+                if isinstance(above, _Above):
+                    above.finish()
             sys.stdout, sys.stderr = self._streams
             self._streams = None
         self._quiet = True
@@ -158,7 +161,8 @@ class Progress:
             elapsed = duration(now - self._began)
             for run in self._roots()[: max(1, height // 3)]:
                 state = coloured(run.phase, run.shown_phase)
-                lines.append(f"{click.style(clean(run.flow_name), bold=True)}  {state}  {elapsed}")
+                name = click.style(label(run.run_name or run.flow_name), bold=True)
+                lines.append(_cut(f"{name}  {state}  {elapsed}", width))
         counts = self._busy()
         tallies = list(self.tallies.by_task.values())
         room = max(1, min(MOST_TASKS, height - len(lines) - 2))
@@ -166,11 +170,11 @@ class Progress:
             tallies.sort(key=lambda t: t.ended == t.total)
             lines.append(f"  ({len(tallies) - room} more tasks)")
             tallies = tallies[:room]
-        wide = min(24, max((len(t.name) for t in tallies), default=0))
+        wide = min(max(24, width // 3), max((len(t.name) for t in tallies), default=0))
         for tally in tallies:
             running, retrying = counts.get(tally.name, (0, 0))
             lines.append(_cut(_row(tally, wide, running, retrying, now, final), width))
-        return lines
+        return lines if colours_wanted() else [click.unstyle(line) for line in lines]
 
     def _roots(self) -> list[Run]:
         return [run for run in self._engine.live.values() if run.parent is None]
@@ -192,9 +196,13 @@ class Progress:
         parts = []
         for tally in self.tallies.by_task.values():
             running, retrying = counts.get(tally.name, (0, 0))
-            part = f"{clean(tally.name)} {tally.ended:,}/{tally.total:,}"
+            part = f"{label(tally.name)} {tally.ended:,}/{tally.total:,}"
             more = [f"{n} {what}" for n, what in _told(tally, running, retrying)]
             parts.append(f"{part} ({', '.join(more)})" if more else part)
+        if not parts:
+            parts = [
+                f"{label(run.flow_name)} {run.shown_phase}" for run in self._roots()[:MOST_TASKS]
+            ]
         return f"{duration(time.monotonic() - self._began)}: {'; '.join(parts) or 'starting'}"
 
 
@@ -217,7 +225,7 @@ def _row(tally: Tally, wide: int, running: int, retrying: int, now: float, final
     filled = round(share * _BAR)
     colour = "red" if tally.failed else "green"
     bar = click.style("━" * filled, fg=colour) + click.style(
-        "━" * (_BAR - filled), fg="bright_black"
+        "─" * (_BAR - filled), fg="bright_black"
     )
     parts = [f"  {one_line(tally.name, wide):<{wide}}", bar, f"{tally.ended:,}/{tally.total:,}"]
     parts += [
@@ -254,6 +262,11 @@ class _Above:
             self._stream.write(whole + newline)
             self._stream.flush()
         return len(text)
+
+    def finish(self) -> None:
+        """Nothing more will come: a last line that has no end gets one."""
+        if self._rest:
+            self.write("\n")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

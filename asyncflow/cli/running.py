@@ -18,18 +18,21 @@ import click
 from asyncflow.cli.output import (
     EXITS,
     MARKS,
+    Unbreakable,
+    answered,
     between,
-    clean,
     coloured,
     fail,
+    label,
     one_line,
+    paragraph,
     print_json,
     say,
 )
 from asyncflow.cli.progress import Progress
 from asyncflow.cli.target import find_flow
 from asyncflow.engine import Engine, FlowRun, default_database
-from asyncflow.errors import AsyncflowError, StoreError, UnknownFlow
+from asyncflow.errors import StoreError, UnknownFlow
 from asyncflow.registry import find
 from asyncflow.states import State, StateType
 
@@ -51,7 +54,7 @@ class Session:
         loop = asyncio.get_running_loop()
         async with self.engine:
             progress = Progress(self.engine, self.quiet)
-            handler = None if self.quiet else _show_logs()
+            handler = _show_logs(logging.WARNING if self.quiet else logging.NOTSET)
             with _signals(loop, self._signalled):
                 progress.start()
                 try:
@@ -106,13 +109,13 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name != "asyncflow.run.print":
-            print(clean(self.format(record)), file=sys.stderr)  # noqa: T201 - a CLI's own output
+            print(paragraph(self.format(record)), file=sys.stderr)  # noqa: T201 - a CLI's own output
 
 
-def _show_logs() -> logging.Handler | None:
+def _show_logs(level: int) -> logging.Handler | None:
     if [h for h in logging.root.handlers if type(h).__module__ != "asyncflow.logs"]:
         return None  # the user's code has set up logging of its own
-    handler = _Stderr()
+    handler = _Stderr(level)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     logging.root.addHandler(handler)
     return handler
@@ -228,21 +231,29 @@ def _import_from_here() -> None:
 
 def _guarded(run: Callable[[], Coroutine[Any, Any, int]], as_json: bool) -> int:
     """Run it; errors of asyncflow are one line, and in JSON mode prints go to standard error."""
-    out = sys.stdout
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
     if as_json:
-        sys.stdout = _JsonOut(out)
+        sys.stdout = _JsonOut(sys.stdout)
+
+    def work() -> int:
+        try:
+            return asyncio.run(run())
+        except UnknownFlow as error:
+            if error.__cause__ is not None:
+                _say_where(error.__cause__)
+            return fail(str(error))
+        except SystemExit as error:
+            say(
+                f"asyncflow: the run has failed: its code called sys.exit({error.code!r})",
+                error=True,
+            )
+            return 1
+
     try:
-        return asyncio.run(run())
-    except UnknownFlow as error:
-        if error.__cause__ is not None:
-            _say_where(error.__cause__)
-        return fail(str(error))
-    except AsyncflowError as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return 130
+        return answered(work)
     finally:
-        sys.stdout = out
+        sys.stdout, sys.stderr = streams
 
 
 class _JsonOut:
@@ -266,12 +277,12 @@ def _say_where(error: BaseException) -> None:
         last, trace = trace, trace.tb_next
     if last is not None:
         code = last.tb_frame.f_code
-        say(f"  at {clean(code.co_filename)}:{last.tb_lineno} in {code.co_name}", error=True)
+        say(f"  at {label(code.co_filename)}:{last.tb_lineno} in {code.co_name}", error=True)
 
 
 def _say_started(session: Session, handle: FlowRun[Any]) -> None:
     if not session.quiet:
-        say(f"run {handle.id} of flow {clean(handle.flow_name)}", error=True)
+        say(f"run {handle.id} of flow {label(handle.flow_name)}", error=True)
 
 
 def _summary(handle: FlowRun[Any], state: State[Any]) -> dict[str, Any]:
@@ -301,7 +312,7 @@ def _tell_end(
         if not plain:
             print_json(_summary(handle, state))
         return code
-    mark = coloured(state.type, f"{MARKS[state.type]} {clean(handle.name)} {state.name}")
+    mark = coloured(state.type, f"{MARKS[state.type]} {label(handle.name)} {label(state.name)}")
     took = between(handle.started_at, handle.ended_at)
     say(f"{mark} in {took}" if took else mark, error=True)
     if state.is_completed():

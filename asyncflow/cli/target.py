@@ -46,6 +46,8 @@ def find_flow(target: str) -> Flow[..., Any]:
 
 
 def _module(where: str) -> ModuleType:
+    if not where:
+        raise UnknownFlow("say where the flow is: FILE.py:FLOW, or MODULE:FLOW")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -56,6 +58,11 @@ def _module(where: str) -> ModuleType:
         return importlib.import_module(where)
     except UnknownFlow:
         raise
+    except SystemExit as error:
+        raise UnknownFlow(
+            f"{where} cannot be imported: it calls sys.exit({error.code!r}): keep that below"
+            ' `if __name__ == "__main__":`'
+        ) from None
     except ModuleNotFoundError as error:
         if error.name == where.split(".")[0] or error.name == where:
             raise UnknownFlow(

@@ -195,3 +195,172 @@ def test_a_paused_run_is_answered_forked_and_compared(here: Path) -> None:
     assert run("runs", "diff", old, old).exit_code == 0
     assert run("rerun", "nothing").exit_code == 2
     assert "no run" in run("events", "send", "go", "--run", "nobody").output
+
+
+AWKWARD = """
+import logging, sys
+from asyncflow import Failed, flow, task
+
+NAME = "odd \\x1b[31m\\nname \\u202e" + "x" * 300
+
+@task(name=NAME)
+async def odd_task() -> None:
+    logging.getLogger("app").warning("first\\n12:00:00 INFO forged \\x9b31m \\u202e")
+    raise ValueError(NAME)
+
+@flow(name=NAME)
+async def odd():
+    return Failed(NAME, name="Broken\\x1b[5m\\nstate") if await odd_task(return_state=True) else 1
+
+@flow
+async def leaves() -> None:
+    sys.exit(3)
+
+@flow
+async def talks() -> str:
+    for n in range(3):
+        print("line", n)
+    return "done"
+
+@flow
+async def takes(text: str = "", maybe: str | None = None, number: int | None = None) -> list:
+    return [text, maybe, number]
+
+@flow
+async def lone() -> str:
+    return "\\ud800"
+"""
+
+
+@pytest.fixture
+def awkward(here: Path) -> Path:
+    (here / "awkward.py").write_text(AWKWARD)
+    return here
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command line in which ``asyncflow`` is the one of this interpreter."""
+    alias = f'asyncflow() {{ {sys.executable} -m asyncflow "$@"; }}'
+    return subprocess.run(
+        ["bash", "-c", f"{alias}\nset -o pipefail\n{command}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_names_and_logs_cannot_move_the_cursor_nor_forge_a_line(awkward: Path) -> None:
+    ran = run("run", "awkward.py:odd")
+    assert ran.exit_code == 1
+    for args in (
+        ["runs", "show", "last"],
+        ["runs", "show", "last", "--json"],
+        ["runs", "ls"],
+        ["runs", "ls", "--json"],
+        ["runs", "watch", "last"],
+        ["runs", "watch", "last", "--json"],
+        ["runs", "logs", "last"],
+        ["runs", "logs", "last", "--json"],
+    ):
+        output = run(*args).output
+        assert not set(output) & set("\x1b\x9b\u202e"), args
+        lines = output.splitlines()
+        assert not [line for line in lines if line.startswith(("name", "12:00:00", "state"))], args
+    assert not set(ran.output) & set("\x1b\x9b\u202e")
+    assert "\n    12:00:00 INFO forged" in run("runs", "logs", "last").output
+    assert max(map(len, run("runs", "show", "last").output.splitlines())) < 600
+
+
+def test_code_that_leaves_fails_its_run_and_says_so(awkward: Path) -> None:
+    result = shell("asyncflow run awkward.py:leaves", awkward)
+    assert result.returncode == 1
+    assert "its code called sys.exit(3)" in result.stderr
+    assert "Traceback" not in result.stderr
+    (awkward / "leaving.py").write_text("import sys; sys.exit(5)")
+    result = shell("asyncflow run leaving.py:x", awkward)
+    assert result.returncode == 2
+    assert "it calls sys.exit(5)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "asyncflow run awkward.py:talks 2>&1 | true",
+        "asyncflow run awkward.py:talks --json 2>&1 | true",
+        "asyncflow run awkward.py:talks 2>&1 | head -1",
+        "asyncflow run awkward.py:talks | true",
+    ],
+)
+def test_a_run_ends_though_nobody_reads_what_it_says(awkward: Path, command: str) -> None:
+    result = shell(command, awkward)
+    assert (result.returncode, result.stderr.count("Error")) == (0, 0)
+    (listed,) = json.loads(run("runs", "ls", "--json").stdout)
+    assert listed["state"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("what", ["runs ls", "runs show last", "runs ls --json", "db stats"])
+def test_whoever_reads_no_further_ends_a_listing(awkward: Path, what: str) -> None:
+    run("run", "awkward.py:talks")
+    result = shell(f"asyncflow {what} | true", awkward)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("what", ["run awkward.py:takes", "runs ls", "db stats", "version"])
+def test_output_that_cannot_be_written_is_one_sentence(awkward: Path, what: str) -> None:
+    run("run", "awkward.py:talks")
+    result = shell(f"asyncflow {what} > /dev/full", awkward)
+    assert result.returncode == 1
+    assert "asyncflow: No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_what_a_terminal_cannot_show_is_spelled_out(awkward: Path) -> None:
+    result = shell("PYTHONIOENCODING=latin-1 asyncflow run awkward.py:lone", awkward)
+    assert result.returncode == 0
+    assert "\\ud800" in result.stdout
+    assert "\\u2713 lone Completed" in result.stderr
+
+
+def test_a_value_is_taken_as_its_parameter_wants_it(awkward: Path) -> None:
+    (awkward / "text.txt").write_text("two\nlines")
+
+    def taken(*params: str) -> list[object]:
+        args = [arg for param in params for arg in ("-p", param)]
+        result = run("run", "awkward.py:takes", "--json", *args)
+        found: list[object] = json.loads(result.stdout)["result"]
+        return found
+
+    assert taken("text=5", "maybe=5", "number=5") == ["5", "5", 5]
+    assert taken("text=null", "maybe=null", "number=null") == ["null", None, None]
+    assert taken("text=@text.txt", "maybe=@@me") == ["two\nlines", "@me", None]
+    wrong = run("run", "awkward.py:takes", "--params-file", "absent.json")
+    assert wrong.exit_code == 2
+    assert "absent.json cannot be read" in wrong.output
+    assert "JSON" not in wrong.output
+    assert "say where the flow is" in run("run", ":takes").output
+
+
+def test_a_file_of_a_package_is_imported_as_part_of_it(here: Path) -> None:
+    package = here / "cli_package" / "inner"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("VALUE = 7")
+    (package / "flows.py").write_text(
+        "from asyncflow import flow\nfrom .helper import VALUE\n\n"
+        "@flow\nasync def value() -> int:\n    return VALUE\n"
+    )
+    result = shell("asyncflow run cli_package/inner/flows.py:value", here)
+    assert (result.returncode, result.stdout) == (0, "7\n")
+
+
+def test_what_a_run_gave_is_shown(here: Path) -> None:
+    run("run", "cli_flows.py:good")
+    assert 'result: ["x",[0,2]]' in run("runs", "show", "last").output
+    told = run("runs", "watch", "last", "--json")
+    assert json.loads(told.stdout)["tasks"] == {"work": {"completed": 2}}
+    (listed,) = json.loads(run("runs", "ls", "--json").stdout)
+    gone = run("runs", "delete", "last", "--yes", "--json")
+    assert json.loads(gone.stdout) == {"ids": [listed["id"]], "deleted": 1}
