@@ -300,15 +300,16 @@ class Calls:
 
     def _upstreams(self, call: Call, wait_for: Any) -> list[Call]:
         found: list[tuple[Call, bool]] = []
+        changes = False
         if call.args and not nested.PLAIN.issuperset(map(type, call.args)):
-            nested.find(call.args, found)
+            changes = nested.find(call.args, found)
         if call.kwargs:
-            nested.find(call.kwargs.values(), found)
+            changes = nested.find(call.kwargs.values(), found) or changes
         if wait_for is not None:
-            nested.find(
-                wait_for if isinstance(wait_for, list | tuple | set) else (wait_for,), found
-            )
+            nested.find((wait_for,), found)
         if not found:
+            if changes:
+                call.upstream = (0,)
             return []
         upstream = {id(other): other for other, _ in found}
         must = {id(other) for other, allowed in found if not allowed}
@@ -316,7 +317,9 @@ class Calls:
         for other in upstream.values():
             other.seen = True
             other.run.unseen.pop(other.seq, None)
-        call.upstream = tuple(o.seq for o in upstream.values() if o.run is call.run) or (0,)
+        call.upstream = tuple(
+            [o.seq for o in upstream.values() if o.run is call.run and not o.unrecorded]
+        ) or (0,)
         return list(upstream.values())
 
     def needs(self, run: Run, spec: Any) -> Any:
@@ -373,6 +376,7 @@ class Calls:
         inputs: Inputs,
         parent: Call | None,
         priority: float | None,
+        upstream: tuple[int, ...] = (),
     ) -> Batch:
         """A map over plain inputs."""
         size = inputs.size
@@ -381,6 +385,7 @@ class Calls:
         batch.inputs = inputs.item
         batch.column = inputs.column
         batch.parent = parent
+        batch.upstream = upstream
         batch.created = self.time()
         batch.context = copy_context()
         batch.make = self._make_item
@@ -430,6 +435,7 @@ class Calls:
             batch.created, batch.context,
         )  # fmt: skip
         call.priority = batch.priority
+        call.upstream = batch.upstream
         call.batch = batch
         call.index = index
         return call
@@ -575,6 +581,8 @@ def _token(value: Any) -> bytes | None:
     if isinstance(value, nested.Allowed):
         return b"?" + (_token(value.future) or b"")
     if isinstance(value, nested.FutureGroup):
+        if value.identity is not None:
+            return b"@" + value.identity
         return b"@" + _digest(b"".join(call.identity for call in value.members()))
     return None
 

@@ -31,6 +31,7 @@ from asyncflow.errors import (
     AlreadyAnswered,
     AsyncflowError,
     InvalidOption,
+    InvalidParameters,
     RunInterrupted,
     RunNotResumable,
     RunTaken,
@@ -61,7 +62,7 @@ from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.runner.threads import Threads
 from asyncflow.sharing import Sharing
 from asyncflow.spec import is_shielded
-from asyncflow.states import State, StateType, types_and_names
+from asyncflow.states import Failed, State, StateType, types_and_names
 from asyncflow.store.base import (
     ALL,
     EngineRow,
@@ -465,7 +466,7 @@ class Engine:
                 timer.cancel()
         await self.retention.aclose()
         await self._interrupt_all("its engine was closed")
-        await self._resources.aclose(self.report)
+        await self._resources.aclose(self.report, self.grace)
         for runner in self._runners.values():
             await runner.aclose()
         try:
@@ -618,14 +619,45 @@ class Engine:
         inputs: Inputs,
         parent: Call | None,
         priority: float | None,
+        upstream: tuple[int, ...],
     ) -> Batch:
         """A map over plain inputs."""
         self._check_run(run, parent)
-        batch = self.calls.make_batch(run, spec, inputs, parent, priority)
+        batch = self.calls.make_batch(run, spec, inputs, parent, priority, upstream)
         if batch.size:
             self.machine.submit_batch(batch)
             self.executor.pump()
         return batch
+
+    def promise(
+        self,
+        promised: Call,
+        sources: list[Call],
+        parent: Call | None,
+        then: Callable[[], object],
+    ) -> None:
+        """Something stands for calls that *then* makes as soon as its *sources* are there."""
+        run = promised.run
+        self._check_run(run, parent)
+        if self.calls.resumable:
+            promised.identity = self.calls.identity(
+                run, promised.spec, parent, promised.args, promised.kwargs, None
+            )
+        else:
+            promised.identity = b"promised" + promised.seq.to_bytes(5, "big", signed=True)
+        self.machine.promise(promised)
+        open_ = {id(source) for source in sources}
+
+        def ready(source: Call) -> None:
+            open_.discard(id(source))
+            if not open_ and not promised.phase.is_final:
+                then()
+                self.executor.pump()
+
+        for source in sources:
+            source.seen = True
+            source.run.unseen.pop(source.seq, None)
+            self.executor.add_waiter(source, ready)
 
     def _check_run(self, run: Run, parent: Call | None) -> None:
         if self._broken is not None:
@@ -688,21 +720,10 @@ class Engine:
             self._from_thread(done, result, error)
         return waiting.result()
 
-    def background_in_run(self, run: Run, coro: Coroutine[Any, Any, T]) -> Any:
-        """A helper task of a run, started from any thread."""
-        context = copy_context()
-        return self.call(
-            lambda: self._keep(context.run(self.loop.create_task, coro, name="asyncflow-map"))
-        )
-
     def _keep(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
         self.executor._tasks.add(task)
         task.add_done_callback(self.executor._tasks.discard)
         return task
-
-    async def shared(self, task: asyncio.Task[T]) -> T:
-        """Wait for a helper task without taking it along when the waiter is cancelled."""
-        return await asyncio.shield(task)
 
     # --- flow runs --------------------------------------------------------------------------------
 
@@ -818,14 +839,19 @@ class Engine:
         """`run`, with the arguments as they came."""
         self._check_open()
         self._check_flow(flow)
-        run, created = await self.flows.create(
-            flow,
-            args,
-            kwargs,
-            idempotency_key=idempotency_key,
-            tags=_tag_set(tags),
-            run_name=run_name,
-        )
+        try:
+            run, created = await self.flows.create(
+                flow,
+                args,
+                kwargs,
+                idempotency_key=idempotency_key,
+                tags=_tag_set(tags),
+                run_name=run_name,
+            )
+        except InvalidParameters as error:
+            if return_state:
+                return Failed(str(error), error)
+            raise
         if not created:
             handle = self.handle(run)
             return await handle.wait() if return_state else await handle

@@ -36,7 +36,7 @@ from asyncflow.limits import Slots
 from asyncflow.registry import reference
 from asyncflow.resources import Opened
 from asyncflow.run import MISSING, Call, Item, Run
-from asyncflow.spec import Spec, format_name, is_shielded
+from asyncflow.spec import Spec, flat, is_shielded, make_name
 from asyncflow.states import State, StateType
 from asyncflow.store.base import LogRow, ResultKind, RunRow, StateRow
 from asyncflow.undone import Doom
@@ -174,7 +174,7 @@ class Flows:
         template = flow.options.run_name
         if template is None:
             return ""
-        return str(template()) if callable(template) else format_name(template, values)
+        return make_name(template, flat(flow.parameters.signature, values))
 
     def _bind(self, run: Run) -> None:
         """Limits of the run: its own, or those of its parent."""
@@ -443,7 +443,11 @@ class Flows:
     async def _whole(self, run: Run) -> Any:
         """The body, and the wait for everything that it started."""
         flow, extra = run.flow, run.extra
-        function: Callable[[], Any] = partial(flow.fn, *extra.args, **extra.kwargs)
+        kwargs = dict(extra.kwargs)
+        for name, resource in flow.parameters.resources.items():
+            if name not in run.parameters:
+                kwargs[name] = await self._engine.resource(resource, run)
+        function: Callable[[], Any] = partial(flow.fn, *extra.args, **kwargs)
         if flow.options.log_prints:
             function = self._engine.with_prints(function, flow.is_async)
         if flow.is_async:
@@ -519,7 +523,8 @@ class Flows:
             return None
         calls = list(run.unseen.values())
         errors = [c.error for c in calls if c.error is not None]
-        roots = [e for e in errors if not isinstance(e, UpstreamFailed)] or errors
+        # What did not run because of an upstream is told by what the upstream failed with.
+        roots = [(e.__cause__ or e) if isinstance(e, UpstreamFailed) else e for e in errors]
         unique = list({id(e): e for e in roots}.values())
         names = ", ".join(sorted({c.spec.name for c in calls}))
         text = (
@@ -692,7 +697,7 @@ class Flows:
         if extra.timer is not None:
             extra.timer.cancel()
         if extra.resources is not None:
-            await extra.resources.aclose(engine.report)
+            await extra.resources.aclose(engine.report, engine.grace)
         state, name, message, final = self._verdict(run, error)
         run.error = final
         run.ended = engine.clock.time() if state is not S.PAUSED else None

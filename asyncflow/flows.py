@@ -11,7 +11,14 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 from asyncflow.context import ENGINE, current_call, current_run
 from asyncflow.errors import BlockingCall, InvalidDefinition, InvalidOption
 from asyncflow.future import TaskFuture, needs_run, resolve
-from asyncflow.options import HOOKS, check_function, make_options, settle_annotations
+from asyncflow.options import (
+    HOOKS,
+    check_function,
+    check_name,
+    check_templates,
+    make_options,
+    settle_annotations,
+)
 from asyncflow.parameters import Parameters
 from asyncflow.registry import register
 from asyncflow.run import MISSING, Options
@@ -53,6 +60,7 @@ class Flow(Generic[P, R]):
         declared: bool = True,
     ) -> None:
         check_function("flow", fn)
+        check_name("flow", name)
         settle_annotations(fn)
         functools.update_wrapper(cast("Any", self), fn)
         self.fn = fn
@@ -60,6 +68,7 @@ class Flow(Generic[P, R]):
         self._explicit_name = name
         self.name = name or fn.__name__
         self.options: Options = make_options(f"flow {self.name!r}", True, **self.given)
+        check_templates(f"flow {self.name!r}", self.options, fn, "flow_run_name")
         if self.options.total_timeout is not None and self.options.timeout is None:
             self.options = replace(self.options, timeout=self.options.total_timeout)
         self.is_async = inspect.iscoroutinefunction(fn)
@@ -129,6 +138,8 @@ class Flow(Generic[P, R]):
             InvalidParameters: the arguments do not fit.
         """
         run = needs_run(f"{self.name}.submit()")
+        if key is not None and "key" in self.parameters.signature.parameters:
+            kwargs["key"], key = key, None
         self.parameters.bind(args, kwargs)
         future = run.engine.call(
             run.engine.submit_call,

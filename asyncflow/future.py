@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -12,8 +13,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from functools import partial
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from asyncflow import nested
 from asyncflow.context import current_call, current_run
@@ -27,6 +27,9 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _COMPLETED = StateType.COMPLETED
+
+#: Items of a map whose futures a thread asks the loop for at once.
+ASKED = 256
 
 
 class TaskFuture(Call, Generic[R]):
@@ -125,22 +128,50 @@ class TaskFuture(Call, Generic[R]):
         return f"<TaskFuture {self.display!r} {self.shown_phase}>"
 
 
+class Promised(TaskFuture[Any]):
+    """Stands for the calls of a map over a list that is not there yet; it has no record."""
+
+    unrecorded = True
+
+
 class TaskFutureList(nested.FutureGroup, Sequence[TaskFuture[R]], Generic[R]):
     """The futures of a map, in the order of its inputs.
 
     Await it for the list of values; the first failure, by position, is raised. Items are
     futures like any other; those that nobody asks for are never made.
+
+    A map over a future has no items before that is done: until then `len`, indexing and
+    iteration wait for it in sync code, and raise `NotReady` in async code.
     """
 
-    __slots__ = ("_batch", "_futures")
+    __slots__ = ("_batch", "_futures", "_late", "_promised")
 
     def __init__(
-        self, futures: Sequence[TaskFuture[R]] | None = None, batch: Batch | None = None
+        self,
+        futures: Sequence[TaskFuture[R]] | None = None,
+        batch: Batch | None = None,
+        promised: Promised | None = None,
     ) -> None:
         self._futures = futures
         self._batch = batch
+        self._promised = self._late = promised
+
+    def become(self, there: TaskFutureList[R]) -> None:
+        """The list to be mapped over has come, and these are the calls."""
+        self._futures, self._batch, self._promised = there._futures, there._batch, None
+
+    def _there(self) -> None:
+        """Wait in sync code until the calls exist."""
+        promised = self._promised
+        if promised is None:
+            return
+        if not promised.settled:
+            block(promised.run, lambda: _wait_for(promised), f"list for {promised.display}")
+        if self._promised is not None:
+            promised._get()
 
     def __len__(self) -> int:
+        self._there()
         if self._batch is not None:
             return self._batch.size
         return len(self._futures or ())
@@ -152,46 +183,49 @@ class TaskFutureList(nested.FutureGroup, Sequence[TaskFuture[R]], Generic[R]):
     def __getitem__(self, index: int | slice) -> TaskFuture[R] | TaskFutureList[R]:
         if isinstance(index, slice):
             return TaskFutureList([self[i] for i in range(*index.indices(len(self)))])
+        self._there()
         if self._batch is None:
             return (self._futures or ())[index]
         size = self._batch.size
         if not -size <= index < size:
             raise IndexError(f"the map has {size} items, there is no item {index}")
-        return ask(self._batch, index % size)
+        future: TaskFuture[R] = self._batch.run.engine.call(ask, self._batch, index % size)
+        return future
 
     def __iter__(self) -> Iterator[TaskFuture[R]]:
-        return (self[i] for i in range(len(self)))
+        self._there()
+        return iter(self._futures or ()) if self._batch is None else _asked(self._batch)
 
     def members(self) -> Iterable[Call]:
-        return self
+        return self if self._promised is None else (self._promised,)
+
+    @property
+    def identity(self) -> bytes | None:
+        """What identifies a map over a future, whether its calls exist yet or not."""
+        return None if self._late is None else self._late.identity
+
+    @property
+    def promised(self) -> Promised | None:
+        """What stands for the calls as long as they are not there."""
+        return self._promised
 
     def __await__(self) -> Generator[Any, Any, list[R]]:
         return self._all().__await__()
 
     async def _all(self) -> list[R]:
-        batch = self._batch
-        if batch is None:
-            for future in self._futures or ():
-                if not future.settled:
-                    await _wait_for(future)
-            return self._values()
-        if batch.open:
-            await _wait_for(batch)
+        await self._wait_all()
         return self._values()
 
     def _values(self) -> list[R]:
+        if self._promised is not None:
+            self._promised._get()
         batch = self._batch
         if batch is None:
             for future in self._futures or ():
                 future._look()
             return [future._get() for future in self._futures or ()]
-        batch.seen = True
-        failed: list[Call] = []
-        for call in batch.calls.values():
-            call.seen = True
-            batch.run.unseen.pop(call.seq, None)
-            if call.phase is not _COMPLETED:
-                failed.append(call)
+        self._look()
+        failed = [call for call in batch.calls.values() if call.phase is not _COMPLETED]
         if failed:
             error = min(failed, key=lambda call: call.index).error
             assert error is not None
@@ -200,6 +234,17 @@ class TaskFutureList(nested.FutureGroup, Sequence[TaskFuture[R]], Generic[R]):
             index = batch.results.index(MISSING)
             raise not_stored(f"item {index} of the map of {batch.spec.name}")
         return list(batch.results)
+
+    def _look(self) -> None:
+        """Somebody has seen how all ended."""
+        if self._batch is not None:
+            self._batch.seen = True
+            calls: Iterable[Call] = self._batch.calls.values()
+        else:
+            calls = self.members()
+        for call in calls:
+            call.seen = True
+            call.run.unseen.pop(call.seq, None)
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[Any]:
         """The list of values, waited for at most *timeout* seconds: for sync code.
@@ -214,27 +259,53 @@ class TaskFutureList(nested.FutureGroup, Sequence[TaskFuture[R]], Generic[R]):
         return [future.result(raise_on_failure=False) for future in self]
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait at most *timeout* seconds, in sync code."""
+        """Wait at most *timeout* seconds, in sync code. How they ended is then seen, not raised."""
         if not self._settled():
-            run = self._batch.run if self._batch is not None else self[0].run
-            block(run, lambda: _within(self._wait_all(), timeout), "futures of a map")
+            block(self._run(), lambda: _within(self._wait_all(), timeout), "map")
+        if self._settled():
+            self._look()
+
+    def _run(self) -> Run:
+        if self._promised is not None:
+            return self._promised.run
+        return self._batch.run if self._batch is not None else self[0].run
 
     def _settled(self) -> bool:
+        if self._promised is not None:
+            return self._promised.settled
         if self._batch is not None:
             return not self._batch.open
         return all(future.settled for future in self._futures or ())
 
     async def _wait_all(self) -> None:
-        for item in (self._batch,) if self._batch is not None else self._futures or ():
-            if item.open if isinstance(item, Batch) else not item.settled:
-                await _wait_for(item)
+        if self._promised is not None and not self._promised.settled:
+            await _wait_for(self._promised)
+        if self._promised is not None:
+            return
+        if self._batch is not None:
+            if self._batch.open:
+                await _wait_for(self._batch)
+            return
+        for future in self._futures or ():
+            if not future.settled:
+                await _wait_for(future)
 
     def __repr__(self) -> str:
+        if self._promised is not None:
+            return f"<TaskFutureList of {self._promised.display}>"
         return f"<TaskFutureList of {len(self)}>"
 
 
+def _asked(batch: Batch) -> Iterator[TaskFuture[Any]]:
+    """The futures of all items. On the loop one by one, from a thread many at a time."""
+    many = 1 if batch.run.engine.on_loop() else ASKED
+    for first in range(0, batch.size, many):
+        indices = range(first, min(first + many, batch.size))
+        yield from batch.run.engine.call(lambda its: [ask(batch, i) for i in its], indices)
+
+
 def ask(batch: Batch, index: int) -> TaskFuture[Any]:
-    """The future of one item of a map, made now if it does not exist."""
+    """The future of one item of a map, made now if it does not exist. On the loop only."""
     call = batch.calls.get(index)
     if call is None:
         value = batch.results[index]
@@ -351,60 +422,108 @@ async def wait(
         timeout: seconds; None waits as long as it takes.
         return_when: as in `asyncio.wait`.
     """
-    calls = flatten(futures)
     if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"):
         raise ValueError(
             f"return_when={return_when!r}: use ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION"
         )
-    if not calls:
+    given = futures if isinstance(futures, TaskFutureList) else list(futures)
+    watch = _Watch(given, return_when)
+    if not watch.calls:
         return set(), set()
     decisive = return_when != "ALL_COMPLETED" or timeout is not None
-    series = _series(calls, "wait") if decisive else None
+    series = _series(given, "wait") if decisive else None
     recorded = series.replay() if series is not None else None
     if recorded is not None:
-        by_identity = {call.identity: call for call in calls}
-        done = {by_identity[i] for i in _unpack(recorded) if i in by_identity}
-        for call in done:
-            if not call.settled:
-                await _wait_for(call)
+        done = await watch.again(_unpack(recorded))
     else:
-        await _wait_until(calls, timeout, return_when)
-        done = {call for call in calls if call.settled}
+        done = await watch.until(timeout)
         if series is not None:
             series.record(_pack(sorted(call.identity for call in done)))
     for call in done:
         call._look()
-    return done, set(calls) - done
+    return done, set(watch.calls) - done
 
 
-async def _wait_until(calls: list[TaskFuture[Any]], timeout: float | None, when: str) -> None:
-    engine = calls[0].run.engine
-    changed = asyncio.Event()
+class _Watch:
+    """Sees several futures end; those of a map over a future as soon as they are there."""
 
-    def enough() -> bool:
-        done = [call for call in calls if call.settled]
-        if when == "FIRST_COMPLETED" and done:
+    def __init__(self, given: Futures, when: str) -> None:
+        self._given = given
+        self._when = when
+        self._changed = asyncio.Event()
+        self._ended = 0
+        self._failed = False
+        self.calls: dict[TaskFuture[Any], None] = {}
+        self._add()
+
+    def _add(self) -> None:
+        for call in flatten(self._given):
+            if call in self.calls:
+                continue
+            self.calls[call] = None
+            call.seen = True
+            if call.settled:
+                self._count(call)
+            else:
+                call.run.engine.executor.add_waiter(call, self._end)
+
+    def _count(self, call: TaskFuture[Any]) -> None:
+        self._ended += 1
+        self._failed = self._failed or call.phase is not _COMPLETED
+
+    def _end(self, call: TaskFuture[Any]) -> None:
+        if isinstance(call, Promised) and call.phase is _COMPLETED:
+            self.calls.pop(call, None)
+            self._add()
+        else:
+            self._count(call)
+        self._changed.set()
+
+    def _enough(self) -> bool:
+        if self._when == "FIRST_COMPLETED" and self._ended:
             return True
-        if when == "FIRST_EXCEPTION" and any(c.phase is not _COMPLETED for c in done):
+        if self._when == "FIRST_EXCEPTION" and self._failed:
             return True
-        return len(done) == len(calls)
+        return self._ended == len(self.calls)
 
-    for call in calls:
-        call.seen = True
-        if not call.settled:
-            engine.executor.add_waiter(call, lambda _: changed.set())
+    async def _wait(self) -> None:
+        while not self._enough():
+            self._changed.clear()
+            await self._changed.wait()
 
-    async def until() -> None:
-        while not enough():
-            changed.clear()
-            await changed.wait()
+    async def until(self, timeout: float | None) -> set[TaskFuture[Any]]:
+        """Wait until enough have ended, or for so long; those that have."""
+        try:
+            if not self._enough():
+                await _lending(next(iter(self.calls)).run, _within(self._wait(), timeout))
+        finally:
+            for call in self.calls:
+                if call.waiters is not None and self._end in call.waiters:
+                    call.waiters.remove(self._end)
+        return {call for call in self.calls if call.settled}
 
+    async def again(self, identities: list[bytes]) -> set[TaskFuture[Any]]:
+        """Wait for those that had ended when this was decided in a former life of the run."""
+        for call in list(self.calls):
+            if isinstance(call, Promised) and call.identity not in identities:
+                known = {other.identity for other in self.calls}
+                if not known.issuperset(identities) and not call.settled:
+                    await _wait_for(call)
+        self._add()
+        done = {call for call in self.calls if call.identity in set(identities)}
+        for call in done:
+            if not call.settled:
+                await _wait_for(call)
+        return done
+
+
+async def _lending(run: Run, waiting: Coroutine[Any, Any, T]) -> T:
+    """Await something; the task that does so lends its slots meanwhile."""
     parent = current_call()
-    waiting = _within(until(), timeout)
-    if parent is None:
-        await waiting
-    else:
-        await engine.executor.lend_while(parent, waiting)
+    if parent is None or parent.run.engine is not run.engine:
+        return await waiting
+    result: T = await run.engine.executor.lend_while(parent, waiting)
+    return result
 
 
 class as_completed(Generic[R]):  # noqa: N801 - used as a function, like asyncio's
@@ -419,35 +538,46 @@ class as_completed(Generic[R]):  # noqa: N801 - used as a function, like asyncio
     """
 
     def __init__(self, futures: Iterable[Any], timeout: float | None = None) -> None:
-        self._calls: list[TaskFuture[R]] = flatten(futures)
+        self._given = futures if isinstance(futures, TaskFutureList) else list(futures)
         self._timeout = timeout
-        self._series = _series(self._calls, "as_completed")
-        self._left = {call.identity: call for call in self._calls}
-        self._ended: list[TaskFuture[R]] = []
-        self._next = 0
+        self._left: dict[bytes, TaskFuture[R]] = {}
+        self._known: set[TaskFuture[R]] = set()
+        self._ended: deque[TaskFuture[R]] = deque()
+        self._series = _series(self._given, "as_completed")
         self._changed: asyncio.Event | None = None
         self._until: float | None = None
+        flatten(self._given)  # for its errors
 
     def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
         self._begin()
         return self
 
     def _begin(self) -> None:
-        if not self._calls or self._changed is not None:
+        if self._changed is not None:
             return
-        engine = self._calls[0].run.engine
         self._changed = asyncio.Event()
         if self._timeout is not None:
-            self._until = engine.loop.time() + self._timeout
-        for call in self._calls:
+            self._until = asyncio.get_running_loop().time() + self._timeout
+        self._add()
+
+    def _add(self) -> None:
+        for call in flatten(self._given):
+            if call in self._known:
+                continue
+            self._known.add(call)
+            self._left[call.identity] = call
             call.seen = True
             if call.settled:
                 self._ended.append(call)
             else:
-                engine.executor.add_waiter(call, self._end)
+                call.run.engine.executor.add_waiter(call, self._end)
 
     def _end(self, call: TaskFuture[R]) -> None:
-        self._ended.append(call)
+        if isinstance(call, Promised) and call.phase is _COMPLETED:
+            self._left.pop(call.identity, None)
+            self._add()
+        else:
+            self._ended.append(call)
         assert self._changed is not None
         self._changed.set()
 
@@ -456,6 +586,8 @@ class as_completed(Generic[R]):  # noqa: N801 - used as a function, like asyncio
         if not self._left:
             raise StopAsyncIteration
         expected = self._series.replay() if self._series is not None else None
+        if expected is not None:
+            await self._comes(expected)
         call = self._left.get(expected) if expected is not None else None
         if call is not None:
             if not call.settled:
@@ -468,22 +600,29 @@ class as_completed(Generic[R]):  # noqa: N801 - used as a function, like asyncio
         call._look()
         return call
 
+    async def _comes(self, identity: bytes) -> None:
+        """Wait for the maps over futures, one of which may have the call of this identity."""
+        for call in list(self._left.values()):
+            if isinstance(call, Promised) and identity not in self._left:
+                if not call.settled:
+                    await self._timed(_wait_for(call))
+                if call.phase is _COMPLETED:
+                    self._left.pop(call.identity, None)
+                    self._add()
+
     async def _first(self) -> TaskFuture[R]:
         """The first that ended and was not given out."""
         while True:
-            while self._next < len(self._ended):
-                call = self._ended[self._next]
-                self._next += 1
+            while self._ended:
+                call = self._ended.popleft()
                 if call.identity in self._left:
                     return call
+            if not self._left:
+                raise StopAsyncIteration
             assert self._changed is not None
             self._changed.clear()
-            parent = current_call()
-            waiting = self._timed(self._changed.wait())
-            if parent is None:
-                await waiting
-            else:
-                await parent.run.engine.executor.lend_while(parent, waiting)
+            run = next(iter(self._left.values())).run
+            await _lending(run, self._timed(self._changed.wait()))
 
     async def _timed(self, waiting: Coroutine[Any, Any, Any]) -> None:
         if self._until is None:
@@ -493,21 +632,15 @@ class as_completed(Generic[R]):  # noqa: N801 - used as a function, like asyncio
             await waiting
 
     def __iter__(self) -> Iterator[TaskFuture[R]]:
-        if not self._calls:
+        first = next(iter(flatten(self._given)), None)
+        if first is None:
             return
-        run = self._calls[0].run
 
-        async def one(first: bool) -> TaskFuture[R] | None:
-            if first:
-                self._begin()
+        async def one() -> TaskFuture[R] | None:
+            self._begin()
             return await anext(self, None)
 
-        first = True
-        while True:
-            call = block(run, partial(one, first), "next future of as_completed")
-            first = False
-            if call is None:
-                return
+        while (call := block(first.run, one, "next future of as_completed")) is not None:
             yield call
 
 
@@ -515,9 +648,12 @@ async def resolve(value: Any) -> Any:
     """*value* with results in the place of futures, at any depth of containers."""
     found: list[tuple[Call, bool]] = []
     nested.find((value,), found)
-    for call, _ in found:
-        if not call.settled:
-            await _wait_for(call)
+    while any(not call.settled for call, _ in found):
+        for call, _ in found:
+            if not call.settled:
+                await _wait_for(call)
+        found = []
+        nested.find((value,), found)  # once more, for the calls of a map over a future
 
     def get(call: Call, allowed: bool) -> Any:
         assert isinstance(call, TaskFuture)
@@ -532,7 +668,7 @@ async def resolve(value: Any) -> Any:
 def flatten(futures: Iterable[Any]) -> list[TaskFuture[Any]]:
     """All futures of an iterable of futures and lists of futures."""
     if isinstance(futures, TaskFutureList):
-        return list(futures)
+        return cast("list[TaskFuture[Any]]", list(futures.members()))
     calls: list[TaskFuture[Any]] = []
     for item in futures:
         if isinstance(item, TaskFuture):
@@ -544,17 +680,29 @@ def flatten(futures: Iterable[Any]) -> list[TaskFuture[Any]]:
     return calls
 
 
+def _identities(futures: Futures) -> Iterator[bytes]:
+    """What identifies the futures, however many of a map over a future are there yet."""
+    if isinstance(futures, TaskFutureList) and futures.identity is not None:
+        yield futures.identity
+        return
+    for item in futures:
+        if isinstance(item, TaskFuture):
+            yield item.identity
+        else:
+            yield from _identities(item)
+
+
 # --- recorded decisions ---------------------------------------------------------------------------
 
 
-def _series(calls: list[TaskFuture[Any]], kind: str) -> Any:
+def _series(futures: Futures, kind: str) -> Any:
     """The series of decisions among these futures; None outside of a run."""
     run = current_run()
-    if run is None or not calls or run.extra is None:
+    if run is None or run.extra is None:
         return None
     parent = current_call()
-    of = b"".join(sorted(call.identity for call in calls))
-    return run.extra.decisions.series(kind, parent.identity if parent else b"", of)
+    of = b"".join(sorted(_identities(futures)))
+    return run.extra.decisions.series(kind, parent.identity if parent else b"", of) if of else None
 
 
 def _pack(identities: Iterable[bytes]) -> bytes:

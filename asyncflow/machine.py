@@ -94,6 +94,12 @@ class Machine:
                 return True
             self._line_up(call)
             return False
+        if self._depend(call, upstream, now) and not call.waiting:
+            self._line_up(call)
+        return False
+
+    def _depend(self, call: Call, upstream: list[Call], now: float) -> bool:
+        """*call* waits for *upstream*. False: one of them has failed, and so has it."""
         for other in upstream:
             if not other.settled:
                 call.waiting += 1
@@ -101,14 +107,12 @@ class Machine:
                     other.dependants = []
                 other.dependants.append(call)
         if call.waiting:
-            call.waits_on = tuple([other for other in upstream if not other.settled])
+            call.waits_on += tuple([other for other in upstream if not other.settled])
         for other in upstream:
             if other.settled and self._blocks(other, call):
-                self._upstream_failed(call, other, now)
+                self.upstream_failed(call, other, now)
                 return False
-        if not call.waiting:
-            self._line_up(call)
-        return False
+        return True
 
     def answer(self, call: Call, state: StateType, name: str | None) -> None:
         """The end of a new call is known from the store."""
@@ -133,6 +137,26 @@ class Machine:
         call.run.calls[call] = None
         self._move(call, _SCHEDULED, "AwaitingRetry", record=False)
         self.retry_at(call, mono)
+
+    def promise(self, call: Call) -> None:
+        """A map was made over a list that is not there yet: *call* stands for its calls.
+
+        It has no record, and its run does not end before it has.
+        """
+        call.dirty = True  # which keeps it out of `changed`
+        call.run.live += 1
+        call.run.calls[call] = None
+
+    def keep(self, call: Call, members: list[Call], now: float) -> None:
+        """The calls that *call* stood for are there: who depends on it depends on them."""
+        for other in call.dependants or ():
+            if id(call) in other.allow:
+                other.allow |= {id(member) for member in members}
+            other.upstream += tuple([m.seq for m in members if m.run is other.run])
+            if other.phase is _PENDING:
+                self._depend(other, members, now)
+        self._move(call, _COMPLETED, record=False)
+        self.settle(call)
 
     def submit_batch(self, batch: Batch) -> None:
         """A map was made; its calls are made as they are started."""
@@ -449,7 +473,7 @@ class Machine:
             call.holding = False
             self.release(call.limits)
         self._move(call, state, name)
-        if self.at_once:
+        if self.at_once or call.unrecorded:
             self.ended.append(call)
 
     def _free_slots(self, call: Call) -> None:
@@ -462,7 +486,7 @@ class Machine:
         call.settled = True
         run = call.run
         run.live -= 1
-        if self.observer is not None:
+        if self.observer is not None and not call.unrecorded:
             self.observer.ended(call)
         run.calls.pop(call, None)
         call.args = ()
@@ -504,7 +528,7 @@ class Machine:
                 continue
             other.waiting -= 1
             if self._blocks(call, other):
-                self._upstream_failed(other, call, call.ended or 0.0)
+                self.upstream_failed(other, call, call.ended or 0.0)
             elif not other.waiting:
                 other.waits_on = ()
                 other.eager = True
@@ -514,7 +538,8 @@ class Machine:
     def _blocks(upstream: Call, call: Call) -> bool:
         return upstream.phase is not _COMPLETED and id(upstream) not in call.allow
 
-    def _upstream_failed(self, call: Call, upstream: Call, now: float) -> None:
+    def upstream_failed(self, call: Call, upstream: Call, now: float) -> None:
+        """*call* depends on *upstream*, which did not succeed: it ends without running."""
         upstream.seen = True
         upstream.run.unseen.pop(upstream.seq, None)
         error = UpstreamFailed(f"{call.display} did not run: {upstream.display} did not succeed")

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable
+from operator import is_ as _is
 from typing import Any
 
 from asyncflow.errors import DependencyCycle
@@ -18,8 +19,6 @@ from asyncflow.run import Call
 
 #: Types in which there is nothing to find.
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
-
-_DEPTH = 100
 
 
 class Allowed:
@@ -45,40 +44,65 @@ class FutureGroup:
 
     __slots__ = ()
 
+    @property
+    def identity(self) -> bytes | None:
+        """What identifies it if it is a map over a future; else its members do."""
+        raise NotImplementedError
+
     def members(self) -> Iterable[Call]:
+        """Its futures, or the one that stands for them as long as they are not there."""
+        raise NotImplementedError
+
+    @property
+    def promised(self) -> Call | None:
+        """What stands for its futures as long as they are not there."""
         raise NotImplementedError
 
 
-def find(values: Iterable[Any], found: list[tuple[Call, bool]], depth: int = 0) -> None:
-    """Add each future in *values*, and whether its failure is allowed, to *found*."""
-    if depth > _DEPTH:
-        raise DependencyCycle(
-            "an argument contains itself, or is nested more than 100 deep: pass a flatter value"
-        )
-    for value in values:
-        cls = value.__class__
-        if cls in PLAIN:
-            continue
-        if cls is list or cls is tuple or cls is set or cls is frozenset:
-            if not PLAIN.issuperset(map(type, value)):
-                find(value, found, depth + 1)
-        elif cls is dict:
-            if not PLAIN.issuperset(map(type, value.values())):
-                find(value.values(), found, depth + 1)
-        elif isinstance(value, Call):
-            found.append((value, False))
-        elif cls is Allowed:
-            _allowed(value.future, found)
-        elif isinstance(value, FutureGroup):
-            found.extend((call, False) for call in value.members())
-        elif isinstance(value, list | tuple | set | frozenset):
-            find(value, found, depth + 1)
-        elif isinstance(value, dict):
-            find(value.values(), found, depth + 1)
+def find(values: Iterable[Any], found: list[tuple[Call, bool]]) -> bool:
+    """Add each future in *values*, and whether its failure is allowed, to *found*.
+
+    Returns whether `replace` would change *values*: an empty list of futures has none, and
+    becomes a list all the same.
+    """
+    before, groups = len(found), 0
+    open_ = [iter(values)]
+    seen: set[int] = set()  # an object may contain itself
+    while open_:
+        for value in open_[-1]:
+            cls = value.__class__
+            if cls in PLAIN:
+                continue
+            if isinstance(value, Call):
+                found.append((value, False))
+            elif cls is Allowed:
+                _allowed(value.future, found)
+            elif isinstance(value, FutureGroup):
+                groups += 1
+                found.extend([(call, False) for call in value.members()])
+            elif id(value) not in seen:
+                inner = _inside(value)
+                if inner is not None:
+                    seen.add(id(value))
+                    open_.append(iter(inner))
+                    break
         else:
-            fields = fields_of(value)
-            if fields:
-                find(fields.values(), found, depth + 1)
+            open_.pop()
+    return groups > 0 or len(found) > before
+
+
+def _inside(value: Any) -> Iterable[Any] | None:
+    """What is in a container, dataclass or model; None if it is none, or holds nothing but plain
+    values."""
+    inner: Iterable[Any]
+    if isinstance(value, list | tuple | set | frozenset):
+        inner = value
+    elif isinstance(value, dict):
+        inner = value.values()
+    else:
+        fields = fields_of(value)
+        return fields.values() if fields else None
+    return None if PLAIN.issuperset(map(type, inner)) else inner
 
 
 def _allowed(future: Any, found: list[tuple[Call, bool]]) -> None:
@@ -96,12 +120,25 @@ def fields_of(value: Any) -> dict[str, Any] | None:
         return {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
     pydantic = sys.modules.get("pydantic")
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
-        return dict(value.__dict__)
+        return {**value.__dict__, **(value.__pydantic_extra__ or {})}
     return None
 
 
 def replace(value: Any, with_: Callable[[Call, bool], Any]) -> Any:
-    """*value* with ``with_(future, allowed)`` in the place of each future."""
+    """*value* with ``with_(future, allowed)`` in the place of each future.
+
+    Raises:
+        DependencyCycle: a container contains itself.
+    """
+    try:
+        return _replace(value, with_)
+    except RecursionError:
+        raise DependencyCycle(
+            "an argument contains itself, or is nested too deep: pass a flatter value"
+        ) from None
+
+
+def _replace(value: Any, with_: Callable[[Call, bool], Any]) -> Any:
     cls = value.__class__
     if cls in PLAIN:
         return value
@@ -110,42 +147,49 @@ def replace(value: Any, with_: Callable[[Call, bool], Any]) -> Any:
     if cls is Allowed:
         if isinstance(value.future, Call):
             return with_(value.future, True)
-        return replace(value.future, lambda call, _: with_(call, True))
+        return _replace(value.future, lambda call, _: with_(call, True))
     if isinstance(value, FutureGroup):
+        if value.promised is not None:
+            return with_(value.promised, False)
         return [with_(call, False) for call in value.members()]
-    if isinstance(value, list | tuple | set | frozenset | dict):
-        return _replace_in_container(value, with_)
-    return _replace_in_object(value, with_)
-
-
-def _replace_in_container(value: Any, with_: Callable[[Call, bool], Any]) -> Any:
-    found: list[tuple[Call, bool]] = []
-    find((value,), found)
-    if not found and not has_group(value):
+    inner = _inside(value)
+    if inner is None:
         return value
+    # Only what holds a future is made anew.
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_replace(v, with_) for v in value]
+        same = all(map(_is, items, value))
+        return value if same else _of_items(value, items)
+    fields = value if isinstance(value, dict) else fields_of(value) or {}
+    news = {k: _replace(v, with_) for k, v in fields.items()}
+    news = {k: v for k, v in news.items() if v is not fields[k]}
+    if not news:
+        return value
+    twin = copy.copy(value)
     if isinstance(value, dict):
-        return type(value)((k, replace(v, with_)) for k, v in value.items())
-    items = [replace(v, with_) for v in value]
+        for key, item in news.items():
+            dict.__setitem__(twin, key, item)
+    else:
+        _set_fields(twin, news)
+    return twin
+
+
+def _of_items(value: Any, items: list[Any]) -> Any:
+    """A container of the type of *value* with these items."""
+    if isinstance(value, list):
+        twin = copy.copy(value)
+        twin[:] = items
+        return twin
     if hasattr(value, "_fields"):  # a namedtuple takes its fields one by one
         return type(value)(*items)
     return type(value)(items)
 
 
-def has_group(value: Any) -> bool:
-    """Whether an empty list of futures hides in a container (it is resolved to a list)."""
-    values = value.values() if isinstance(value, dict) else value
-    return any(isinstance(v, FutureGroup) for v in values)
-
-
-def _replace_in_object(value: Any, with_: Callable[[Call, bool], Any]) -> Any:
-    fields = fields_of(value)
-    if not fields:
-        return value
-    found: list[tuple[Call, bool]] = []
-    find(fields.values(), found)
-    if not found:
-        return value
-    twin = copy.copy(value)
-    for name, field in fields.items():
-        object.__setattr__(twin, name, replace(field, with_))
-    return twin
+def _set_fields(twin: Any, fields: dict[str, Any]) -> None:
+    """Set fields of a copy, past validators and frozenness."""
+    extra = getattr(twin, "__pydantic_extra__", None) or {}
+    for name, value in fields.items():
+        if name in extra:
+            extra[name] = value
+        else:
+            object.__setattr__(twin, name, value)

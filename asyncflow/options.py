@@ -12,6 +12,7 @@ from asyncflow.caching import make_caching
 from asyncflow.errors import InvalidDefinition, InvalidOption
 from asyncflow.retry import Retry
 from asyncflow.run import Hooks, Options
+from asyncflow.spec import unknown_names
 
 #: Names that `submit`, `map` and `stream` take for themselves.
 RESERVED = frozenset({"wait_for", "return_state"})
@@ -36,29 +37,31 @@ def make_options(what: str, is_flow: bool, **given: Any) -> Options:
         tags=_tags(what, given.get("tags")),
         limits=_limits(what, given.get("limits")),
         max_concurrency=_count(what, "max_concurrency", given.get("max_concurrency"), 1),
-        priority=given.get("priority") or 0,
+        priority=_priority(what, given.get("priority")),
         runner=runner,
         serializer=_choice(
             what, "serializer", given.get("serializer") or "json", ("json", "pickle")
         ),
-        persist=given.get("persist_result") is not False,
-        log_prints=bool(given.get("log_prints")),
-        run_name=given.get("run_name"),
+        persist=_switch(what, "persist_result", given.get("persist_result"), True),
+        log_prints=_switch(what, "log_prints", given.get("log_prints"), False),
+        run_name=_name(
+            what, "flow_run_name" if is_flow else "task_run_name", given.get("run_name")
+        ),
         grace=_seconds(what, "cancel_grace_seconds", given.get("cancel_grace_seconds"), zero=True),
-        key=given.get("key"),
+        key=_name(what, "key", given.get("key")),
         hooks=hooks,
         description=given.get("description") or "",
         version=given.get("version"),
         max_recoveries=_count(what, "max_recoveries", given.get("max_recoveries"), 0),
         keep_last=_count(what, "keep_last", given.get("keep_last"), 0),
-        validate=given.get("validate_parameters") is not False,
+        validate=_switch(what, "validate_parameters", given.get("validate_parameters"), True),
         caching=make_caching(
             what,
             given.get("cache_policy"),
             given.get("cache_key_fn"),
             given.get("cache_expiration"),
             given.get("refresh_cache"),
-            given.get("persist_result") is not False,
+            _switch(what, "persist_result", given.get("persist_result"), True),
         ),
         on_commit=check_steps(what, "on_commit", given.get("on_commit")),
         on_rollback=check_steps(what, "on_rollback", given.get("on_rollback")),
@@ -83,11 +86,11 @@ def check_function(what: str, fn: Any) -> None:
             f"{fn.__qualname__!r} is a generator, which cannot be a {what}: return a list, or"
             " feed a task from the generator with task.stream(source)"
         )
-    taken = RESERVED.intersection(inspect.signature(fn).parameters) if what == "task" else ()
+    taken = RESERVED.intersection(inspect.signature(fn).parameters)
     if taken:
         raise InvalidDefinition(
-            f"{fn.__qualname__!r} has a parameter {sorted(taken)[0]!r}, a name that submit() and"
-            " map() take for themselves: rename the parameter"
+            f"{fn.__qualname__!r} has a parameter {sorted(taken)[0]!r}, a name that calls and"
+            " submit() take for themselves: rename the parameter"
         )
 
 
@@ -153,6 +156,51 @@ def _count(what: str, name: str, value: Any, least: int) -> int | None:
     return value
 
 
+def _priority(what: str, value: Any) -> float:
+    if value is None:
+        return 0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
+        raise InvalidOption(f"{what}: priority={value!r}: give a number, the higher the earlier")
+    return value
+
+
+def _switch(what: str, name: str, value: Any, otherwise: bool) -> bool:
+    if value is None:
+        return otherwise
+    if not isinstance(value, bool):
+        raise InvalidOption(f"{what}: {name}={value!r}: give True or False")
+    return value
+
+
+def _name(what: str, name: str, value: Any) -> str | Callable[..., Any] | None:
+    if value is not None and not isinstance(value, str) and not callable(value):
+        raise InvalidOption(
+            f"{what}: {name}={value!r}: give a template of parameters, or a function"
+        )
+    return value  # type: ignore[no-any-return] # callable is all that can be known
+
+
+def check_name(what: str, name: Any) -> None:
+    """Raise InvalidOption unless *name* can be the name of a task or flow."""
+    if name is not None and (not isinstance(name, str) or not name):
+        raise InvalidOption(f"@{what}(name={name!r}): give a name, or leave it out")
+
+
+def check_templates(what: str, options: Options, fn: Callable[..., Any], of_name: str) -> None:
+    """Raise InvalidOption if a template asks for what is no parameter of *fn*."""
+    signature = inspect.signature(fn)
+    for name, template in ((of_name, options.run_name), ("key", options.key)):
+        try:
+            unknown = unknown_names(template, signature)
+        except ValueError as error:
+            raise InvalidOption(f"{what}: {name}={template!r}: {error}") from None
+        if unknown:
+            known = ", ".join(signature.parameters) or "none"
+            raise InvalidOption(
+                f"{what}: {name}={template!r} names {unknown[0]!r}: the parameters are {known}"
+            )
+
+
 def _share(what: str, value: Any) -> float | None:
     if value is None:
         return None
@@ -173,9 +221,11 @@ def _choice(what: str, name: str, value: Any, known: tuple[str, ...]) -> str:
 def _tags(what: str, tags: Iterable[str] | None) -> frozenset[str]:
     if tags is None:
         return frozenset()
-    if isinstance(tags, str) or not all(isinstance(t, str) and t for t in tags):
+    good = isinstance(tags, Iterable) and not isinstance(tags, str)
+    names: tuple[Any, ...] = tuple(tags) if good else (None,)
+    if not all(isinstance(name, str) and name for name in names):
         raise InvalidOption(f"{what}: tags={tags!r}: give a set or list of names")
-    return frozenset(tags)
+    return frozenset(names)
 
 
 def _limits(what: str, limits: Any) -> tuple[tuple[str, int], ...]:

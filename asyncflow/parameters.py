@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import sys
@@ -10,6 +11,8 @@ from typing import Any, get_type_hints
 
 from asyncflow import codec
 from asyncflow.errors import InvalidParameters, NotSerializable
+from asyncflow.resources import Resource, resources_of
+from asyncflow.spec import bind
 
 #: The most that the parameters of one run may take in the store, in bytes.
 MOST_BYTES = 16 * 1024 * 1024
@@ -33,19 +36,18 @@ class Parameters:
             self._signature = inspect.signature(self._fn)
         return self._signature
 
+    @functools.cached_property
+    def resources(self) -> dict[str, Resource[Any]]:
+        """The parameters that are filled in with resources."""
+        return resources_of(self._fn)
+
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by parameter name, defaults filled in.
 
         Raises:
             InvalidParameters: they do not fit the signature.
         """
-        try:
-            bound = self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise InvalidParameters(
-                f"flow {self._flow!r} cannot be called so: {error}; its signature is"
-                f" {self._flow}{self.signature}"
-            ) from None
+        bound = bind("flow", self._flow, self.signature, self.resources, args, kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
 
@@ -53,18 +55,20 @@ class Parameters:
         """Values by name as positional and keyword arguments of the function."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
+        gap = False  # after a parameter that is filled in later, others are given by name
         for name, parameter in self.signature.parameters.items():
             if name not in values:
+                gap = True
                 continue
             match parameter.kind:
                 case parameter.VAR_POSITIONAL:
                     args.extend(values[name])
                 case parameter.VAR_KEYWORD:
                     kwargs.update(values[name])
-                case parameter.KEYWORD_ONLY:
-                    kwargs[name] = values[name]
-                case _:
+                case parameter.POSITIONAL_OR_KEYWORD | parameter.POSITIONAL_ONLY if not gap:
                     args.append(values[name])
+                case _:
+                    kwargs[name] = values[name]
         return tuple(args), kwargs
 
     def check(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +119,7 @@ class Parameters:
         annotated = {
             n: p
             for n, p in self.signature.parameters.items()
-            if p.annotation is not p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            if p.annotation is not p.empty and n not in self.resources
         }
         if not annotated:
             return {}
@@ -125,9 +129,13 @@ class Parameters:
         adapters = {}
         config = pydantic.ConfigDict(arbitrary_types_allowed=True)
         for name, parameter in annotated.items():
-            hint = hints.get(name, parameter.annotation)
+            hint: Any = hints.get(name, parameter.annotation)
             if isinstance(hint, str) or hint is Any:
                 continue
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                hint = tuple.__class_getitem__((hint, ...))
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                hint = dict.__class_getitem__((str, hint))
             try:
                 adapters[name] = pydantic.TypeAdapter(hint, config=config)
             except pydantic.PydanticUserError:
@@ -166,6 +174,8 @@ class Parameters:
         """
         stored: dict[str, Any] = {}
         for name, value in values.items():
+            if name in self.resources:
+                continue  # opened anew in each life of the run
             if _is_secret(value):
                 stored[name] = {"$": "secret"}
                 continue

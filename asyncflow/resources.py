@@ -7,8 +7,10 @@ import inspect
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import copy_context
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, get_args, get_origin, overload
 
+from asyncflow.context import CURRENT
 from asyncflow.errors import InvalidDefinition, InvalidOption
 from asyncflow.failures import told
 
@@ -136,7 +138,7 @@ class Opened:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._open: dict[Resource[Any], tuple[asyncio.Future[Any], asyncio.Event]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[asyncio.Task[None], tuple[str, asyncio.Event]] = {}
 
     async def get(self, wanted: Resource[T]) -> T:
         """The value of a resource, opened now if it is not open.
@@ -148,9 +150,12 @@ class Opened:
         if entry is None:
             ready: asyncio.Future[Any] = self._loop.create_future()
             entry = self._open[wanted] = (ready, asyncio.Event())
-            self._tasks.append(
-                self._loop.create_task(self._hold(wanted, *entry), name="asyncflow-resource")
+            context = copy_context()
+            context.run(CURRENT.set, None)  # it outlives the call that needs it first
+            task = self._loop.create_task(
+                self._hold(wanted, *entry), name="asyncflow-resource", context=context
             )
+            self._tasks[task] = wanted.name, entry[1]
         value: T = await asyncio.shield(entry[0])
         return value
 
@@ -168,15 +173,20 @@ class Opened:
             ready.set_exception(error)
             ready.exception()
 
-    async def aclose(self, report: Callable[[str], None]) -> None:
-        """Close all, the youngest first; `report` is told what went wrong."""
-        entries = list(self._open.items())[::-1]
+    async def aclose(self, report: Callable[[str], None], grace: float) -> None:
+        """Close all, the youngest first; `report` is told what went wrong.
+
+        Args:
+            grace: seconds that each may take; then it is cancelled, and left.
+        """
         self._open.clear()
-        for _, (_, closing) in entries:
+        for task, (name, closing) in list(self._tasks.items())[::-1]:
             closing.set()
-        for task in self._tasks[::-1]:
-            try:
-                await task
-            except Exception as error:
-                report(f"a resource could not be closed: {told(error)}")
+            await asyncio.wait([task], timeout=grace)
+            if not task.done():
+                report(f"the resource {name!r} was not closed within {grace:g} s, and is left")
+                task.cancel()
+                await asyncio.wait([task], timeout=1.0)
+            elif not task.cancelled() and (error := task.exception()) is not None:
+                report(f"the resource {name!r} could not be closed: {told(error)}")
         self._tasks.clear()

@@ -84,7 +84,7 @@ class Retry:
     def __post_init__(self) -> None:
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise InvalidOption(f"retries={self.retries!r}: give the number of retries, 0 for none")
-        if not self.jitter >= 0:
+        if not _is_delay(self.jitter):
             raise InvalidOption(
                 f"retry_jitter_factor={self.jitter!r}: give a factor of 0 (no jitter) or more"
             )
@@ -156,7 +156,8 @@ class Retry:
 
 
 def _is_delay(value: Any) -> bool:
-    return isinstance(value, int | float) and value >= 0 and isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and value >= 0 and isfinite(value)
 
 
 def asked_delay(error: BaseException, now: float) -> float | None:

@@ -86,7 +86,7 @@ def item_row(item: Item, warn: Callable[[Call, Exception], None]) -> TaskRow:
             item.started,
             item.ended,
             None,
-            (),
+            batch.upstream,
             tuple(sorted(options.tags)) if options.tags else _NO_TAGS,
             kind,
             result,

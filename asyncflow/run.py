@@ -139,11 +139,13 @@ class Call:
         rolling: how many transactions of its code are being rolled back, and must not be stopped;
             undone: one has been, because the code was stopped.
         asked: somebody holds its future (an item of a map that nobody asked for keeps none).
-        allow: the seqs of upstreams whose failure it takes as an argument.
+        allow: the ids (`id`) of upstreams whose failure it takes as an argument.
+        unrecorded: it has no row of its own: it stands for calls that cannot be made yet.
     """
 
     # Not slots: most calls set few of these, and what stands in the class costs them nothing.
     is_source = False
+    unrecorded = False
     identity = b""
     phase = StateType.PENDING
     phase_name: str | None = None
@@ -331,6 +333,7 @@ class Batch:
         identity_of: the identity of an item that completed before anybody asked for it.
         odd: the identities that cannot be worked out from the inputs again, by index.
         seqs: the numbers of items that had theirs in a former life of the run, by index.
+        upstream: the numbers of the calls that gave what is mapped over.
     """
 
     __slots__ = (
@@ -362,6 +365,7 @@ class Batch:
         "size",
         "spec",
         "stopped",
+        "upstream",
         "waited",
         "waiters",
     )
@@ -394,6 +398,7 @@ class Batch:
         self.odd: dict[int, bytes] | None = None
         self.seqs: dict[int, int] | None = None
         self.parent: Call | None = None
+        self.upstream: tuple[int, ...] = ()
         self.context: Any = None
         self.created = 0.0
         self.waiters: Any = None

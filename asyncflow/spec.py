@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from asyncflow import nested
@@ -125,16 +127,8 @@ class Spec:
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
         """The arguments by name; parameters that are filled in may be missing."""
-        try:
-            if self.resources:
-                return self.signature.bind_partial(*args, **kwargs)
-            return self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            kind = "flow" if self.is_flow else "task"
-            raise InvalidParameters(
-                f"{kind} {self.name!r} cannot be called so: {error}; its signature is"
-                f" {self.name}{self.signature}"
-            ) from None
+        kind = "flow" if self.is_flow else "task"
+        return bind(kind, self.name, self.signature, self.resources, args, kwargs)
 
     def _find_arity(self) -> tuple[int, int]:
         """How many positional arguments are enough, and too many, when there are no others."""
@@ -162,16 +156,20 @@ class Spec:
             return None
         if callable(key):
             return key(*args, **kwargs)
-        return format_name(key, self.bind(args, kwargs).arguments)
+        return format_name(key, self._named(args, kwargs))
 
     def label(self, call: Call) -> str | None:
         """What this call is to be called, from ``task_run_name=``."""
         template = self.options.run_name
         if template is None:
             return None
-        if callable(template):
-            return str(template())
-        return format_name(template, self.bind(call.args, call.kwargs).arguments)
+        return make_name(template, self._named(call.args, call.kwargs))
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, defaults and those of ``**kwargs`` included."""
+        bound = self.bind(args, kwargs)
+        bound.apply_defaults()
+        return flat(self.signature, bound.arguments)
 
     def resolve(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call with values in the place of futures."""
@@ -196,12 +194,8 @@ class Spec:
         if self.bound_to is not MISSING:
             function = getattr(self.fn, "__func__", self.fn)
             found[next(iter(inspect.signature(function).parameters), "self")] = self.bound_to
-        for name, value in bound.arguments.items():
-            if self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                found.update(value)
-            elif name not in self.resources:
-                found[name] = value
-        return found
+        named = flat(self.signature, bound.arguments)
+        return found | {k: v for k, v in named.items() if k not in self.resources}
 
     @staticmethod
     def returns_futures(value: Any) -> bool:
@@ -232,11 +226,76 @@ def value_for(call: Call, allowed: bool) -> Any:
     return call.value
 
 
+def bind(
+    kind: str,
+    name: str,
+    signature: inspect.Signature,
+    resources: Collection[str],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> inspect.BoundArguments:
+    """Arguments by name; of the parameters only those in *resources* may be missing.
+
+    Raises:
+        InvalidParameters: they do not fit the signature.
+    """
+    try:
+        if not resources:
+            return signature.bind(*args, **kwargs)
+        bound = signature.bind_partial(*args, **kwargs)
+        for parameter in signature.parameters.values():
+            missing = parameter.name not in bound.arguments and parameter.default is _EMPTY
+            optional = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if missing and not optional and parameter.name not in resources:
+                raise TypeError(f"missing a required argument: {parameter.name!r}")
+    except TypeError as error:
+        raise InvalidParameters(
+            f"{kind} {name!r} cannot be called so: {error}; its signature is {name}{signature}"
+        ) from None
+    return bound
+
+
+def flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, those of ``**kwargs`` among them."""
+    named: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[name] = value
+    return named
+
+
+def make_name(template: str | Callable[..., Any], arguments: dict[str, Any]) -> str:
+    """The name of a run: from a template, or from a function.
+
+    The function gets those of the parameters that it has parameters for, or all of them where
+    it has one called ``parameters``.
+    """
+    if not callable(template):
+        return format_name(template, arguments)
+    try:
+        wanted = inspect.signature(template).parameters
+    except (TypeError, ValueError):
+        return str(template())
+    given = {"parameters": arguments, **arguments}
+    return str(template(**{name: given[name] for name in wanted if name in given}))
+
+
+def unknown_names(template: Any, signature: inspect.Signature) -> list[str]:
+    """What a template of parameters asks for that is no parameter."""
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if not isinstance(template, str) or inspect.Parameter.VAR_KEYWORD in kinds:
+        return []
+    asked = [re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(template) if name]
+    return [name for name in asked if name not in signature.parameters]
+
+
 def format_name(template: str, arguments: dict[str, Any]) -> str:
     """A name from a template such as ``"fetch {url}"``; InvalidParameters says what is missing."""
     try:
         return template.format(**arguments)
-    except (KeyError, IndexError, AttributeError, ValueError) as error:
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
         known = ", ".join(arguments) or "none"
         raise InvalidParameters(
             f"the name template {template!r} cannot be filled in ({error!r}): the parameters are"

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextvars import copy_context
 from dataclasses import replace
+from itertools import count
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from asyncflow.caching import check_names
@@ -15,22 +25,26 @@ from asyncflow.errors import (
     InvalidDefinition,
     InvalidOption,
     MappingLengthMismatch,
+    TaskCancelled,
 )
 from asyncflow.failures import told
-from asyncflow.future import TaskFuture, TaskFutureList, needs_run, resolve
+from asyncflow.future import Promised, TaskFuture, TaskFutureList, needs_run, resolve, wait
 from asyncflow.limits import Slots
-from asyncflow.nested import PLAIN, Allowed, FutureGroup, Unmapped, find
+from asyncflow.nested import PLAIN, Allowed, Unmapped, find
+from asyncflow.nested import replace as replace_futures
 from asyncflow.options import (
     HOOKS,
     check_function,
+    check_name,
     check_steps,
+    check_templates,
     make_options,
     settle_annotations,
 )
 from asyncflow.resources import resources_of
-from asyncflow.run import MISSING, Call, Options
-from asyncflow.spec import Spec, task_key
-from asyncflow.states import State
+from asyncflow.run import MISSING, Call, Options, Run
+from asyncflow.spec import Spec, task_key, value_for
+from asyncflow.states import State, StateType
 from asyncflow.stream import OnError, stream
 from asyncflow.views import TaskRun
 
@@ -39,6 +53,9 @@ R = TypeVar("R")
 Q = ParamSpec("Q")
 T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Any])
+
+#: Numbers what stands for calls that cannot be made yet; they are not those of task runs.
+_PROMISES = count(1)
 
 
 def unmapped(value: Any) -> Any:
@@ -72,6 +89,7 @@ class Task(Generic[P, R]):
         given: Mapping[str, Any] | None = None,
     ) -> None:
         check_function("task", fn)
+        check_name("task", name)
         settle_annotations(fn)
         functools.update_wrapper(cast("Any", self), fn)
         self.fn = fn
@@ -79,6 +97,8 @@ class Task(Generic[P, R]):
         self.name: str = name or getattr(fn, "__name__", None) or type(fn).__name__
         what = f"task {self.name!r}"
         self.options = options or make_options(what, False, **self.given)
+        if options is None:
+            check_templates(what, self.options, fn, "task_run_name")
         self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
             getattr(fn, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
@@ -204,7 +224,7 @@ class Task(Generic[P, R]):
         wait_for: Any = None,
         priority: float | None = None,
         **kwargs: Any,
-    ) -> list[StateOf[R]]: ...
+    ) -> StateList[R]: ...
     @overload
     def map(
         self,
@@ -235,13 +255,25 @@ class Task(Generic[P, R]):
         run = needs_run(f"{self.name}.map()")
         priority = self._own("priority", priority, kwargs)
         mapped = _Mapped(self.name, iterables, kwargs)
-        if mapped.late is not None:
-            return LateMap(self, iterables, kwargs, wait_for, priority, return_state)
-        spec = self.spec
+        listed: TaskFutureList[R]
+        if mapped.late:
+            listed = self._map_later(run, mapped, wait_for, priority)
+        else:
+            listed = self._map(run, mapped, wait_for, priority, [])
+        return StateList(listed) if return_state else listed
+
+    def _map(
+        self,
+        run: Run,
+        mapped: _Mapped,
+        wait_for: Any,
+        priority: float | None,
+        sources: list[Call],
+    ) -> TaskFutureList[R]:
+        """Make the calls; *sources* gave what is mapped over."""
+        spec, engine, parent = self.spec, run.engine, current_call()
         if mapped.size:
             spec.check(*mapped.item(0))
-        engine = run.engine
-        parent = current_call()
         each = spec.caching is not None or (spec.steps and TRANSACTION.get() is not None)
         if mapped.depends or wait_for is not None or each:
             futures = engine.call(
@@ -250,14 +282,69 @@ class Task(Generic[P, R]):
                 spec,
                 [mapped.item(i) for i in range(mapped.size)],
                 parent,
-                wait_for,
+                [wait_for, *map(Allowed, sources)],
                 priority,
             )
-            listed: TaskFutureList[R] = TaskFutureList(futures)
-        else:
-            batch = engine.call(engine.submit_batch, run, spec, mapped, parent, priority)
-            listed = TaskFutureList(batch=batch)
-        return [StateOf(future) for future in listed] if return_state else listed
+            return TaskFutureList(futures)
+        upstream = tuple([s.seq for s in sources if s.run is run and not s.unrecorded])
+        batch = engine.call(engine.submit_batch, run, spec, mapped, parent, priority, upstream)
+        return TaskFutureList(batch=batch)
+
+    def _map_later(
+        self, run: Run, mapped: _Mapped, wait_for: Any, priority: float | None
+    ) -> TaskFutureList[R]:
+        """A map over lists that futures will give: its calls are made when those are there."""
+        engine, machine, context = run.engine, run.engine.machine, copy_context()
+        found: list[tuple[Call, bool]] = []
+        given = (*mapped.args, *mapped.kwargs.values())
+        find([v for v in given if isinstance(v, Call | Allowed | TaskFutureList)], found)
+        parent = current_call()
+        seq, now = -next(_PROMISES), engine.clock.time()
+        promised = Promised(
+            run, self._promise, (), tuple(mapped.args), mapped.kwargs, seq, parent, now, context
+        )
+        promised.label = f"{self.name}.map()"
+        listed: TaskFutureList[R] = TaskFutureList(promised=promised)
+
+        def make() -> None:
+            now = engine.clock.time()
+            blocked = [c for c, may in found if c.phase is not StateType.COMPLETED and not may]
+            if blocked:
+                machine.upstream_failed(promised, blocked[0], now)
+                return
+            try:
+                args = [_there(a) for a in mapped.args]
+                kwargs = {k: _there(v) for k, v in mapped.kwargs.items()}
+                again = _Mapped(self.name, args, kwargs)
+                made = self._map(run, again, wait_for, priority, [call for call, _ in found])
+            except TaskCancelled as error:
+                machine.stopped(promised, error, now, str(error))
+            except Exception as error:
+                machine.fail(promised, error, now, None, told(error))
+            else:
+                listed.become(made)
+                machine.keep(promised, list(made.members()) if promised.dependants else [], now)
+
+        engine.call(
+            engine.promise, promised, [call for call, _ in found], parent, lambda: context.run(make)
+        )
+        return listed
+
+    @functools.cached_property
+    def _promise(self) -> Spec:
+        """What stands for calls of it that cannot be made yet."""
+        name = f"{self.name}.map()"
+        return Spec(
+            name,
+            f"map:{self.spec.key}",
+            self.fn,
+            Options(),
+            is_async=True,
+            task=self,
+            call_class=Promised,
+            view=TaskRun.of_call,
+            bound_to=self.spec.bound_to,
+        )
 
     def stream(
         self,
@@ -279,6 +366,7 @@ class Task(Generic[P, R]):
             kwargs: passed to each call.
         """
         run = needs_run(f"{self.name}.stream()")
+        self.spec.check((None,), kwargs)
         return cast(
             "AsyncIterator[R]",
             stream(run, self.spec, source, kwargs, max_in_flight, ordered, on_error),
@@ -413,7 +501,7 @@ class SyncTask(Task[P, R]):
         return_state = kwargs.pop("return_state", False)
         run = current_run()
         if run is None:
-            return self.fn(*args, **kwargs)
+            return _state_of(self.fn, args, kwargs) if return_state else self.fn(*args, **kwargs)
         engine = run.engine
         if engine.on_loop():
             raise BlockingCall(
@@ -436,10 +524,7 @@ class StateOf(Generic[R]):
         return self._state().__await__()
 
     async def _state(self) -> State[R]:
-        if not self.future.settled:
-            from asyncflow.future import wait
-
-            await wait([self.future])
+        await wait([self.future])
         return self.future.state
 
     def result(self, timeout: float | None = None) -> State[R]:
@@ -447,11 +532,53 @@ class StateOf(Generic[R]):
         return self.future.state
 
 
+class StateList(Sequence[StateOf[R]], Generic[R]):
+    """What a map with ``return_state=True`` gives. Await it for the list of states."""
+
+    __slots__ = ("futures",)
+
+    def __init__(self, futures: TaskFutureList[R]) -> None:
+        self.futures = futures
+
+    def __len__(self) -> int:
+        return len(self.futures)
+
+    @overload
+    def __getitem__(self, index: int) -> StateOf[R]: ...
+    @overload
+    def __getitem__(self, index: slice) -> StateList[R]: ...
+    def __getitem__(self, index: int | slice) -> StateOf[R] | StateList[R]:
+        if isinstance(index, slice):
+            return StateList(self.futures[index])
+        return StateOf(self.futures[index])
+
+    def __await__(self) -> Generator[Any, Any, list[State[R]]]:
+        return self._states().__await__()
+
+    async def _states(self) -> list[State[R]]:
+        await wait(self.futures)
+        return [future.state for future in self.futures]
+
+    def result(self, timeout: float | None = None) -> list[State[R]]:
+        """The states, waited for at most *timeout* seconds: for sync code."""
+        self.futures.wait(timeout)
+        return [future.state for future in self.futures]
+
+
 async def _plain_state(coro: Coroutine[Any, Any, R]) -> State[Any]:
     from asyncflow.states import Completed, Failed
 
     try:
         return Completed(await coro)
+    except Exception as error:
+        return Failed(told(error), error)
+
+
+def _state_of(fn: Callable[..., R], args: Any, kwargs: Any) -> State[Any]:
+    from asyncflow.states import Completed, Failed
+
+    try:
+        return Completed(fn(*args, **kwargs))
     except Exception as error:
         return Failed(told(error), error)
 
@@ -465,22 +592,22 @@ class _Mapped:
     Attributes:
         size: how many items there are.
         depends: whether futures are among the items or constants.
-        late: a future that holds the list to be mapped over, or None.
+        args, kwargs: what was given, iterators made lists.
+        late: whether futures hold lists that are to be mapped over.
         column: the items, where each is the only argument of its call; else None.
     """
 
-    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.late: Any = None
-        self._args = [self._listed(a) for a in args]
-        self._kwargs = {k: self._listed(v) for k, v in kwargs.items()}
-        columns = [*enumerate(self._args), *self._kwargs.items()]
-        sizes = {k: len(v) for k, v in columns if isinstance(v, list | tuple)}
+    def __init__(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        self.late = False
+        self.args = [self._listed(a) for a in args]
+        self.kwargs = {k: self._listed(v) for k, v in kwargs.items()}
+        columns = [*enumerate(self.args), *self.kwargs.items()]
         self.depends = False
         self.size = 0
         self.column: list[Any] | tuple[Any, ...] | None = None
-        late: Any = self.late
-        if late is not None:
+        if self.late:
             return
+        sizes = {k: len(v) for k, v in columns if isinstance(v, list | tuple)}
         if not sizes:
             raise ValueError(
                 f"{name}.map() was given nothing to iterate over: pass a list, or use"
@@ -497,8 +624,8 @@ class _Mapped:
             )
         self.size = next(iter(sizes.values()))
         self.depends = any(self._has_futures(v) for _, v in columns)
-        if not self._kwargs and len(self._args) == 1:
-            self.column = self._args[0]
+        if not self.kwargs and len(self.args) == 1:
+            self.column = self.args[0]
 
     def _listed(self, value: Any) -> Any:
         """A list or tuple of items, or the constant in an `Unmapped`."""
@@ -506,10 +633,10 @@ class _Mapped:
             return value
         if isinstance(value, list | tuple):
             return value
-        if isinstance(value, FutureGroup):
-            return list(value.members())
-        if isinstance(value, Call | Allowed):
-            self.late = value
+        if isinstance(value, TaskFutureList) and value.promised is None:
+            return list(value)
+        if isinstance(value, Call | Allowed | TaskFutureList):
+            self.late = True
             return value
         if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
             return Unmapped(value)
@@ -520,71 +647,24 @@ class _Mapped:
         values = (column.value,) if isinstance(column, Unmapped) else column
         if PLAIN.issuperset(map(type, values)):
             return False
-        found: list[tuple[Call, bool]] = []
-        find(values, found)
-        return bool(found)
+        return find(values, [])
 
     def item(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of one item."""
         if self.column is not None:
             return (self.column[index],), {}
-        args = tuple(a.value if isinstance(a, Unmapped) else a[index] for a in self._args)
+        args = tuple(a.value if isinstance(a, Unmapped) else a[index] for a in self.args)
         kwargs = {
-            k: v.value if isinstance(v, Unmapped) else v[index] for k, v in self._kwargs.items()
+            k: v.value if isinstance(v, Unmapped) else v[index] for k, v in self.kwargs.items()
         }
         return args, kwargs
 
 
-class LateMap(Generic[R]):
-    """A map over a list that a future will give: its calls are made when the list is there."""
-
-    def __init__(
-        self,
-        task: Task[..., R],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        wait_for: Any,
-        priority: float | None,
-        return_state: bool,
-    ) -> None:
-        self._task = task
-        self._given = (args, kwargs, wait_for, priority, return_state)
-        run = needs_run("map()")
-        self._run = run
-        self._futures = run.engine.background_in_run(run, self._begin())
-
-    async def _begin(self) -> Any:
-        args, kwargs, wait_for, priority, return_state = self._given
-        args = tuple([await _list_of(a) for a in args])
-        kwargs = {k: await _list_of(v) for k, v in kwargs.items()}
-        return self._task.map(
-            *args,
-            wait_for=wait_for,
-            priority=priority,
-            return_state=cast("Any", return_state),
-            **kwargs,
-        )
-
-    def __await__(self) -> Any:
-        return self._values().__await__()
-
-    async def _values(self) -> list[R]:
-        return await (await self.futures())
-
-    async def futures(self) -> TaskFutureList[R]:
-        """The futures, once the list to be mapped over is there."""
-        return cast("TaskFutureList[R]", await self._run.engine.shared(self._futures))
-
-    def result(self, timeout: float | None = None) -> list[Any]:
-        """The values, in sync code."""
-        from asyncflow.future import block
-
-        futures = block(self._run, self.futures, "list that a map waits for")
-        return futures.result(timeout)
-
-
-async def _list_of(value: Any) -> Any:
-    return await resolve(value) if isinstance(value, Call | Allowed) else value
+def _there(value: Any) -> Any:
+    """What a future gave that is to be mapped over; anything else as it is."""
+    if isinstance(value, TaskFuture):
+        return value._get()
+    return replace_futures(value, value_for) if isinstance(value, Allowed) else value
 
 
 # --- the decorator --------------------------------------------------------------------------------

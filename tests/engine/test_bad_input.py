@@ -65,6 +65,18 @@ def test_generators_are_refused_with_a_hint_at_stream(decorator: Any) -> None:
         pytest.param({"runner": "gpu"}, "'async', 'thread' or 'process'", id="unknown runner"),
         pytest.param({"retrys": 3}, "no option 'retrys'", id="a misspelt option"),
         pytest.param({"on_failure": 3}, "give a function", id="a hook that is no function"),
+        pytest.param({"retry_jitter_factor": "x"}, "retry_jitter_factor='x'", id="jitter as text"),
+        pytest.param({"retry_delay_seconds": True}, "retry_delay_seconds", id="a switch as delay"),
+        pytest.param({"tags": 5}, "set or list of names", id="tags as a number"),
+        pytest.param({"name": 5}, "give a name", id="a name that is none"),
+        pytest.param({"log_prints": "x"}, "True or False", id="a switch as text"),
+        pytest.param({"persist_result": 1}, "True or False", id="a switch as number"),
+        pytest.param({"priority": "high"}, "give a number", id="a priority as text"),
+        pytest.param({"priority": float("nan")}, "give a number", id="no number"),
+        pytest.param({"task_run_name": 5}, "template", id="a run name that is none"),
+        pytest.param({"task_run_name": "at {x}"}, "names 'x'", id="a template of no parameter"),
+        pytest.param({"task_run_name": "at {"}, "task_run_name='at {'", id="a broken template"),
+        pytest.param({"key": "{y.z}"}, "names 'y'", id="a key of no parameter"),
     ],
 )
 def test_an_impossible_option_is_named(options: dict[str, Any], match: str) -> None:
@@ -93,6 +105,33 @@ async def test_wrong_arguments_of_a_task_are_named(engine: Engine) -> None:
             one.submit(1, nope=1)
 
     await engine.run(main)
+
+
+async def test_wrong_arguments_of_a_stream_are_named(engine: Engine) -> None:
+    @flow
+    async def main() -> None:
+        with pytest.raises(InvalidParameters, match="unexpected keyword argument 'nope'"):
+            one.stream([1], nope=1)
+
+    await engine.run(main)
+
+
+def test_names_that_calls_take_for_themselves_cannot_be_parameters() -> None:
+    async def work(return_state: bool) -> None: ...
+
+    for decorator in (task, flow):
+        with pytest.raises(InvalidDefinition, match="'return_state'"):
+            decorator(work)
+
+
+async def test_with_return_state_wrong_parameters_give_a_failed_state() -> None:
+    @flow
+    async def main(n: int) -> None: ...
+
+    state = await main("x", return_state=True)
+    assert state.is_failed()
+    with pytest.raises(InvalidParameters):
+        state.result()
 
 
 async def test_wrong_arguments_of_a_flow_are_named(engine: Engine) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
 import pytest
@@ -16,6 +17,7 @@ from asyncflow import (
     Engine,
     Failed,
     TaskCancelled,
+    TaskFuture,
     UpstreamFailed,
     allow_failure,
     as_completed,
@@ -27,6 +29,11 @@ from asyncflow import (
     unmapped,
     wait,
 )
+
+
+class Point(NamedTuple):
+    x: Any
+    y: Any
 
 
 @task
@@ -62,6 +69,13 @@ async def test_a_direct_call_raises_the_exception_of_the_function(engine: Engine
         return "nothing was raised"
 
     assert await engine.run(main) == "no 3"
+
+
+async def test_outside_of_a_flow_a_state_can_be_asked_for_too() -> None:
+    for state in (half(3, return_state=True), await double(2, return_state=True)):
+        assert state.is_completed()
+    assert half(3, return_state=True).result() == 1.5
+    assert half("x", return_state=True).is_failed()  # type: ignore[arg-type]
 
 
 async def test_outside_of_a_flow_a_task_is_the_plain_function() -> None:
@@ -208,6 +222,46 @@ async def test_a_map_over_a_future_waits_for_its_list(engine: Engine) -> None:
         return await double.map(numbers.submit())
 
     assert await engine.run(main) == [2, 4, 6]
+
+
+async def test_futures_are_found_at_any_depth_and_containers_keep_their_type(
+    engine: Engine,
+) -> None:
+    class Row(list[int]):
+        pass
+
+    @task
+    async def kind(x: object) -> str:
+        return f"{type(x).__name__} {x!r}"
+
+    @flow
+    async def main() -> list[str]:
+        deep: object = double.submit(1)
+        for _ in range(300):
+            deep = [deep]
+        default = defaultdict(list, a=double.submit(1))
+        told = [
+            await kind.submit(default),
+            await kind.submit(OrderedDict(a=double.submit(1))),
+            await kind.submit(Row([double.submit(1)])),  # type: ignore[list-item]
+            await kind.submit(Point(double.submit(1), 2)),
+            await kind.submit(frozenset([double.submit(1)])),
+            await kind.submit({"a": [double.map([])]}),
+            await kind.submit(deep),
+        ]
+        assert isinstance(default["a"], TaskFuture)
+        return told
+
+    *told, deep = await engine.run(main)
+    assert told == [
+        "defaultdict defaultdict(<class 'list'>, {'a': 2})",
+        f"OrderedDict {OrderedDict(a=2)!r}",
+        "Row [2]",
+        "Point Point(x=2, y=2)",
+        "frozenset frozenset({2})",
+        "dict {'a': [[]]}",
+    ]
+    assert deep == "list " + "[" * 300 + "2" + "]" * 300
 
 
 async def test_a_string_is_not_iterated(engine: Engine) -> None:
@@ -472,6 +526,24 @@ async def test_stream_keeps_the_order_and_collects_errors(engine: Engine) -> Non
     assert await engine.run(main) == ["ValueError('0')", "1", "ValueError('2')", "3"]
 
 
+async def test_what_stars_take_is_converted_too(engine: Engine) -> None:
+    @flow
+    async def main(*numbers: int, **named: float) -> list[object]:
+        return [numbers, named]
+
+    assert await engine.run(main, "1", 2, a="3") == [(1, 2), {"a": 3.0}]
+
+
+async def test_a_failure_below_an_unseen_one_is_its_cause(engine: Engine) -> None:
+    @flow
+    async def main() -> None:
+        double.submit(double.submit(broken.submit(1)))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await engine.run(main)
+    assert [repr(e) for e in caught.value.exceptions] == ["ValueError('no 1')"]
+
+
 async def test_flow_parameters_are_checked_and_converted(engine: Engine) -> None:
     class Point(pydantic.BaseModel):
         x: int
@@ -515,6 +587,77 @@ async def test_a_resource_is_opened_once_and_closed_at_the_end() -> None:
         assert await engine.run(main) == [43, 44, 45]
         assert events == ["open"]
     assert events == ["open", "close"]
+
+
+async def test_a_flow_takes_resources_too_and_stores_none(engine: Engine) -> None:
+    @resource
+    async def thing():  # type: ignore[no-untyped-def]
+        yield object()
+
+    @flow
+    async def main(x: int, given: Annotated[object, thing], *rest: int, y: int = 1) -> list[object]:
+        return [x, type(given) is object, rest, y]
+
+    @flow
+    async def middle(given: Annotated[object, thing], x: int) -> list[object]:
+        return [type(given) is object, x]
+
+    run = await engine.submit(main, 1)
+    assert await run == [1, True, (), 1]
+    assert run.parameters == {"x": 1, "rest": (), "y": 1}
+    assert await engine.run(main, 1, object(), 2, y=3) == [1, True, (2,), 3]
+    assert await engine.run(middle, x=5) == [True, 5]
+
+
+async def test_what_a_resource_does_belongs_to_no_run(engine: Engine) -> None:
+    seen = []
+
+    @resource
+    async def thing():  # type: ignore[no-untyped-def]
+        seen.append(runtime.flow_run.id)
+        yield 1
+
+    @task
+    async def use(given: Annotated[int, thing]) -> int:
+        return given
+
+    @flow
+    async def main() -> int:
+        return await use()  # type: ignore[call-arg]
+
+    assert await engine.run(main) == 1
+    assert seen == [None]
+
+
+@virtually
+async def test_a_resource_that_does_not_close_is_left_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    order = []
+
+    @resource
+    async def stuck():  # type: ignore[no-untyped-def]
+        yield 1
+        await asyncio.Event().wait()
+
+    @resource
+    async def fine():  # type: ignore[no-untyped-def]
+        yield 2
+        order.append("closed")
+
+    @task
+    async def use(a: Annotated[int, fine], b: Annotated[int, stuck]) -> int:
+        return a + b
+
+    @flow
+    async def main() -> int:
+        return await use()  # type: ignore[call-arg]
+
+    async with virtual_engine(cancel_grace_seconds=5) as engine:
+        assert await engine.run(main) == 3
+    assert order == ["closed"]
+    assert now() < 7
+    assert "the resource 'stuck' was not closed within 5 s" in caplog.text
 
 
 async def test_a_method_can_be_a_task(engine: Engine) -> None:
@@ -563,6 +706,49 @@ async def test_names_come_from_templates(engine: Engine) -> None:
         return [await get(n), runtime.flow_run.name]
 
     assert await engine.run(main, 5) == ["get 5", "site 5"]
+
+
+async def test_names_know_defaults_and_may_come_from_functions(engine: Engine) -> None:
+    names = []
+
+    @task(task_run_name="{x} of {total}")
+    async def first(x: int, total: int = 9) -> None:
+        names.append(runtime.task_run.name)
+
+    @task(task_run_name=lambda x: f"the {x}")
+    async def second(x: int, y: int = 0) -> None:
+        names.append(runtime.task_run.name)
+
+    @task(task_run_name=lambda: "any")
+    async def third(**kw: int) -> None:
+        names.append(runtime.task_run.name)
+
+    @task(task_run_name=lambda parameters: str(parameters))
+    async def fourth(x: int, **kw: int) -> None:
+        names.append(runtime.task_run.name)
+
+    @task(task_run_name="{x} {z}")
+    async def fifth(x: int, **kw: int) -> None:
+        names.append(runtime.task_run.name)
+
+    @flow(flow_run_name="run {n:03d} of {site}")
+    async def main(n: int, site: str = "here") -> None:
+        names.append(runtime.flow_run.name)
+        await first(1)
+        await second(2)
+        await third(a=3)
+        await fourth(4, z=5)
+        await fifth(5, z=6)
+
+    await engine.run(main, 7)
+    assert names == [
+        "run 007 of here",
+        "1 of 9",
+        "the 2",
+        "any",
+        "{'x': 4, 'z': 5}",
+        "5 6",
+    ]
 
 
 async def test_runtime_is_none_outside_of_a_run() -> None:
