@@ -64,10 +64,13 @@ def find(values: Iterable[Any], found: list[tuple[Call, bool]]) -> bool:
 
     Returns whether `replace` would change *values*: an empty list of futures has none, and
     becomes a list all the same.
+
+    Raises:
+        DependencyCycle: a container contains itself.
     """
     before, groups = len(found), 0
     open_ = [iter(values)]
-    seen: set[int] = set()  # an object may contain itself
+    path = [0]  # the containers that are being looked into
     while open_:
         for value in open_[-1]:
             cls = value.__class__
@@ -80,14 +83,15 @@ def find(values: Iterable[Any], found: list[tuple[Call, bool]]) -> bool:
             elif isinstance(value, FutureGroup):
                 groups += 1
                 found.extend([(call, False) for call in value.members()])
-            elif id(value) not in seen:
-                inner = _inside(value)
-                if inner is not None:
-                    seen.add(id(value))
-                    open_.append(iter(inner))
-                    break
+            elif (inner := _inside(value)) is not None:
+                if id(value) in path:
+                    raise DependencyCycle("an argument contains itself: pass a flatter value")
+                path.append(id(value))
+                open_.append(iter(inner))
+                break
         else:
             open_.pop()
+            path.pop()
     return groups > 0 or len(found) > before
 
 
@@ -120,7 +124,7 @@ def fields_of(value: Any) -> dict[str, Any] | None:
         return {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
     pydantic = sys.modules.get("pydantic")
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
-        return {**value.__dict__, **(value.__pydantic_extra__ or {})}
+        return {**value.__dict__, **(getattr(value, "__pydantic_extra__", None) or {})}
     return None
 
 
@@ -128,14 +132,12 @@ def replace(value: Any, with_: Callable[[Call, bool], Any]) -> Any:
     """*value* with ``with_(future, allowed)`` in the place of each future.
 
     Raises:
-        DependencyCycle: a container contains itself.
+        DependencyCycle: it is nested too deep.
     """
     try:
         return _replace(value, with_)
     except RecursionError:
-        raise DependencyCycle(
-            "an argument contains itself, or is nested too deep: pass a flatter value"
-        ) from None
+        raise DependencyCycle("an argument is nested too deep: pass a flatter value") from None
 
 
 def _replace(value: Any, with_: Callable[[Call, bool], Any]) -> Any:

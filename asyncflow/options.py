@@ -89,8 +89,8 @@ def check_function(what: str, fn: Any) -> None:
     taken = RESERVED.intersection(inspect.signature(fn).parameters)
     if taken:
         raise InvalidDefinition(
-            f"{fn.__qualname__!r} has a parameter {sorted(taken)[0]!r}, a name that calls and"
-            " submit() take for themselves: rename the parameter"
+            f"{fn.__qualname__!r} has a parameter {sorted(taken)[0]!r}, a name that submit() and"
+            " calls take for themselves: rename the parameter"
         )
 
 

@@ -195,14 +195,16 @@ async def test_a_name_may_come_from_a_function(engine: Engine) -> None:
 
 
 async def test_a_name_template_that_cannot_be_filled_in_is_told(engine: Engine) -> None:
-    @task(task_run_name="{y}")
+    @task(task_run_name="{x.y}")
     async def one(x: int) -> None: ...
 
     @flow
     async def main() -> None:
         await one(1)
 
-    with pytest.raises(InvalidParameters, match=r"'\{y\}' cannot be filled in.*parameters are x"):
+    with pytest.raises(
+        InvalidParameters, match=r"'\{x\.y\}' cannot be filled in.*parameters are x"
+    ):
         await engine.run(main)
 
 
@@ -497,7 +499,9 @@ async def test_a_resource_that_fails_to_close_is_reported(caplog: Any) -> None:
 
     async with Engine(MemoryStore()) as engine:
         assert await engine.run(main) == 5
-    assert "a resource could not be closed: ConnectionError: will not close" in caplog.text
+    assert (
+        "the resource 'sticky' could not be closed: ConnectionError: will not close" in caplog.text
+    )
 
 
 async def test_a_resource_can_be_given_and_used_by_hand(engine: Engine) -> None:
