@@ -13,11 +13,13 @@ from contextvars import Context, copy_context
 from hashlib import blake2b
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 from asyncflow import failures, nested, rows
 from asyncflow.canonical import inputs_fingerprint, shown_inputs
 from asyncflow.context import TAGS, TRANSACTION
 from asyncflow.errors import AsyncflowError, NotSerializable
+from asyncflow.limits import Slots
 from asyncflow.run import MISSING, Batch, Call, Item, Run
 from asyncflow.states import StateType
 from asyncflow.store.base import ResultKind, RunRow, TaskRow
@@ -206,6 +208,7 @@ class Calls:
         self.processes_limit: Any = None
         self.named: Callable[[str], Any] = lambda _: None
         self._needs: dict[tuple[int, Any, frozenset[str]], Any] = {}
+        self._of_tasks: WeakKeyDictionary[Slots, Slots] = WeakKeyDictionary()
 
     # --- identity -----------------------------------------------------------------------------
 
@@ -337,7 +340,7 @@ class Calls:
         options = spec.options
         wanted: dict[Any, int] = dict(run.limit)
         if spec.limit is not None:
-            wanted[spec.limit] = 1
+            wanted[self._own(spec.limit)] = 1
         if spec.in_thread:
             wanted[self.threads_limit] = 1
         elif options.runner == "process":
@@ -357,6 +360,13 @@ class Calls:
                     f" are {most:g}: its calls wait until that is raised"
                 )
         return tuple(wanted.items())
+
+    def _own(self, declared: Slots) -> Slots:
+        """The slots of a task in this engine: who waits for those of others is not ours."""
+        found = self._of_tasks.get(declared)
+        if found is None:
+            found = self._of_tasks[declared] = Slots(declared.name, declared.whole)
+        return found
 
     def forget_needs(self) -> None:
         """Named limits have changed: work out anew what each task needs."""

@@ -116,6 +116,7 @@ class _Named:
     """
 
     __slots__ = (
+        "__weakref__",
         "_granted",
         "_since",
         "_tokens",

@@ -105,6 +105,7 @@ class Task(Generic[P, R]):
         self.options = _with_runner(what, self.options, self.is_async)
         if options is None and self.options.caching is not None:
             check_names(what, self.options.caching, inspect.signature(fn))
+        # What is declared, and by with_options shared; each engine makes slots of its own of it.
         if self.options.max_concurrency is not None and limit is None:
             limit = Slots(f"task:{self.name}", self.options.max_concurrency)
         self.limit = limit

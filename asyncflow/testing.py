@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from asyncflow import failures
 from asyncflow.engine import Engine
 from asyncflow.errors import RunNotResumable, StoreError, UnknownRun
-from asyncflow.limits import Line
 from asyncflow.machine import Machine
 from asyncflow.run import Call
 from asyncflow.runner.threads import Threads
@@ -348,7 +347,6 @@ class _World:
         self.problems: list[str] = []
         self.trace = blake2b(digest_size=16)
         self.steps = 0
-        self.limits: dict[int, Any] = {}
 
     def say(self, what: str) -> None:
         self.steps += 1
@@ -359,17 +357,11 @@ class _World:
         if (run, identity) in self.completed:
             self.problems.append(f"{call.display} had completed on record, and ran again")
         for limit, _ in call.limits:
-            self.limits[id(limit)] = limit
             if limit.used > limit.whole:
                 self.problems.append(f"the limit {limit.name} was exceeded: {limit!r}")
 
     def take_stock(self, store: MemoryStore) -> None:
-        """What is on record as completed when a life ends.
-
-        Limits of tasks belong to the process: with it goes what was held of them.
-        """
-        for limit in self.limits.values():
-            limit.used, limit.line, limit.open = 0, Line(), False
+        """What is on record as completed when a life ends."""
         for run, tasks in store._tasks.items():
             for row in tasks.values():
                 if row.state == S.COMPLETED and row.result_kind != 3:

@@ -479,3 +479,38 @@ async def test_a_task_that_needs_more_than_there_is_waits_and_that_is_said(
     assert "needs 5 of the limit 'db', of which there are 3" in caplog.text
     await engine.set_limit("db", 5)
     assert await run == 1
+
+
+@task(max_concurrency=1)
+async def one_by_one(x: int) -> int:
+    await asyncio.sleep(0)
+    return x
+
+
+@flow
+async def in_turn(n: int) -> int:
+    futures = [one_by_one.submit(i) for i in range(n)]
+    return sum([await future for future in futures]) + sum(await one_by_one.map(range(n)))
+
+
+async def test_engines_that_run_the_same_task_keep_its_calls_apart() -> None:
+    async with Engine(MemoryStore()) as one, Engine(MemoryStore()) as other:
+        first, second = await one.submit(in_turn, 30), await other.submit(in_turn, 20)
+        assert [await first, await second] == [2 * 435, 2 * 190]
+        assert len(await one.task_runs(first.id)) == 60
+        assert len(await other.task_runs(second.id)) == 40
+
+
+def test_engines_in_threads_that_run_the_same_task_keep_its_calls_apart() -> None:
+    found: list[int] = []
+
+    async def main() -> None:
+        async with Engine(MemoryStore()) as engine, asyncio.timeout(30):
+            found.extend([await engine.run(in_turn, 30) for _ in range(5)])
+
+    threads = [threading.Thread(target=asyncio.run, args=(main(),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [870] * 15
