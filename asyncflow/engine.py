@@ -30,6 +30,7 @@ from asyncflow.context import CURRENT, ENGINE
 from asyncflow.errors import (
     AlreadyAnswered,
     AsyncflowError,
+    BlockingCall,
     InvalidOption,
     InvalidParameters,
     RunInterrupted,
@@ -343,7 +344,7 @@ class Engine:
             self.machine,
             self.loop,
             committed=self.executor.committed,
-            failed=self._storage_failed,
+            failed=self.storage_failed,
             warn=self.not_stored,
         )
         self.executor.journal = self.journal if recording else None
@@ -559,6 +560,14 @@ class Engine:
             raise StoreClosed("the engine is closed")
         return asyncio.run_coroutine_threadsafe(waiting, self.loop).result()
 
+    def refuse_writer(self) -> None:
+        """A transactional task must not wait for what needs the writer, whose thread it holds."""
+        if self.writer.is_current_thread():
+            raise BlockingCall(
+                "a transactional task cannot call or wait for tasks: call them in its flow, and"
+                " pass on what they give"
+            )
+
     # --- calls ------------------------------------------------------------------------------------
 
     def submit_call(
@@ -691,6 +700,7 @@ class Engine:
         return_state: bool,
     ) -> Any:
         """A call that is made in the thread of its caller: the loop decides, we run it."""
+        self.refuse_writer()
         work: SimpleQueue[Any] = SimpleQueue()
 
         async def make() -> Any:
@@ -1728,7 +1738,7 @@ class Engine:
             " task serializer='pickle'"
         )
 
-    def _storage_failed(self, error: BaseException) -> None:
+    def storage_failed(self, error: BaseException) -> None:
         """Nothing can be recorded any more: stop everything, and say why."""
         if self._broken is not None:
             return

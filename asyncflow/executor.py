@@ -567,7 +567,9 @@ class Executor:
                     return
             call.stop = None
             call.pending = False
-            if value.__class__ in _PLAIN:
+            if call.phase.is_final:
+                pass  # its body has recorded its end
+            elif value.__class__ in _PLAIN:
                 machine.complete(call, value, self.clock.time())
             else:
                 yield from self._ended_well(call, value)
@@ -619,7 +621,10 @@ class Executor:
             late = self.loop.time() >= call.expires
             self._disarm(call)
         if call.phase.is_final:
-            return  # it was given up before
+            # It was given up before, or its body has recorded its end.
+            if isinstance(error, asyncio.CancelledError) and _host_cancels():
+                raise error
+            return
         if isinstance(error, GeneratorExit):
             raise error
         if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -639,19 +644,15 @@ class Executor:
                 text = f"{call.display} was stopped after total_timeout_seconds"
                 self._fail(call, TaskTimeout(text), now, "TimedOut", text)
                 return
-            carrier = asyncio.current_task()
-            host = carrier is not None and carrier.cancelling() > 0
-            if host:
+            if _host_cancels():
                 text = "cancelled by the host of the flow"
             stopped = TaskCancelled(f"{call.display} was cancelled: {text}")
             machine.stopped(call, stopped, now, text, _undone(call))
         else:
             yield from self._failed(call, error, None, "")
-        if isinstance(error, asyncio.CancelledError):
-            carrier = asyncio.current_task()
-            if carrier is not None and carrier.cancelling() > 0:
-                # The host's own cancellation passes through, whatever became of the call.
-                raise error
+        if isinstance(error, asyncio.CancelledError) and _host_cancels():
+            # The host's own cancellation passes through, whatever became of the call.
+            raise error
 
     def _timeout_text(self, call: Call) -> str:
         text = f"{call.display} exceeded its timeout of {call.options.timeout:g} s"
@@ -1088,6 +1089,12 @@ class _Steps:
 
     async def run(self) -> Any:
         return await self
+
+
+def _host_cancels() -> bool:
+    """Whether the asyncio task that carries this code is being cancelled from outside."""
+    carrier = asyncio.current_task()
+    return carrier is not None and carrier.cancelling() > 0
 
 
 def _undone(call: Call) -> str | None:

@@ -400,6 +400,7 @@ def block(run: Run, waiting: Callable[[], Coroutine[Any, Any, T]], what: str) ->
             f"the {what} is not finished, and waiting for it here would block the event loop:"
             " await it instead"
         )
+    engine.refuse_writer()
     result: T = engine.block(waiting())
     return result
 

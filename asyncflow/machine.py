@@ -420,6 +420,24 @@ class Machine:
             call.dirty = True
             self.changed.append(call)
 
+    def seal(self, call: Call) -> None:
+        """Somebody else records the end of the call: nothing may be written after that."""
+        if call.dirty:
+            self.changed.remove(call)
+        call.dirty = True
+
+    def unseal(self, call: Call) -> None:
+        """Its moves are recorded again."""
+        call.dirty = False
+
+    def completed_on_record(self, call: Call, value: object, now: float) -> None:
+        """A sealed call returned *value*, and that is recorded."""
+        call.message = ""
+        self.complete(call, value, now)
+        call.dirty = False
+        if not self.at_once:
+            self.ended.append(call)
+
     def complete(self, call: Call, value: object, now: float, name: str | None = None) -> None:
         """Its code returned *value*."""
         call.value = value

@@ -63,6 +63,7 @@ def make_options(what: str, is_flow: bool, **given: Any) -> Options:
             given.get("refresh_cache"),
             _switch(what, "persist_result", given.get("persist_result"), True),
         ),
+        transactional=bool(given.get("transactional")),
         on_commit=check_steps(what, "on_commit", given.get("on_commit")),
         on_rollback=check_steps(what, "on_rollback", given.get("on_rollback")),
     )

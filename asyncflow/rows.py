@@ -116,9 +116,15 @@ def result_of(
 
 def cache_row(call: Call, kind: int, result: bytes | None) -> CacheRow | None:
     """The row by which other runs find the result of a call; None if there is nothing to find."""
-    if call.cache_key is None or call.phase is not _COMPLETED or kind not in _INLINE:
+    if call.phase is not _COMPLETED:
         return None
-    ended = call.ended or call.created
+    return cache_row_of(call, call.ended or call.created, kind, result)
+
+
+def cache_row_of(call: Call, ended: float, kind: int, result: bytes | None) -> CacheRow | None:
+    """The same, of a call that completes at *ended*."""
+    if call.cache_key is None or kind not in _INLINE:
+        return None
     expiration = call.spec.caching.expiration
     return CacheRow(
         call.cache_key,

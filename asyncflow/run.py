@@ -80,8 +80,10 @@ class Options:
         queue_timeout: seconds to wait for slots, per attempt.
         limits: named limits and the units needed of each.
         max_concurrency: of a task, its calls at once; of a flow, the task calls of a run.
-        runner: "async", "thread" or "process", or an object that is one.
+        runner: "async", "thread", "process" or (transactional) "writer", or an object that is one.
         caching: of a task, the `asyncflow.caching.Caching` of its results; None: not cached.
+        transactional: a task whose function gets a connection, and whose record is written in the
+            transaction in which that runs.
         on_commit, on_rollback: of a task in a transaction, what is run when that succeeds, and
             what undoes the task when it does not.
     """
@@ -111,6 +113,7 @@ class Options:
     keep_last: int | None = None
     validate: bool = True
     caching: Any = None
+    transactional: bool = False
     on_commit: tuple[Any, ...] = ()
     on_rollback: tuple[Any, ...] = ()
 

@@ -28,6 +28,7 @@ class Spec:
         slow: its attempts need more than awaiting a coroutine, and perhaps a timeout.
         light: not even hooks or a cache: an item of a map may run without a `Call`.
         steps: whether it has hooks for transactions; `made_steps`: those as specs.
+        transactional: its function gets a connection before its arguments.
         shielded: its calls go on while their run is being cancelled.
         limit: its own `max_concurrency`, shared by all copies that set none of their own.
         resources: parameters that are filled in, by name.
@@ -58,6 +59,7 @@ class Spec:
         "slow",
         "steps",
         "task",
+        "transactional",
         "view",
     )
 
@@ -105,6 +107,7 @@ class Spec:
         self.steps = bool(options.on_commit or options.on_rollback)
         self.made_steps: dict[tuple[str, int], Spec] = {}
         self.shielded = False
+        self.transactional = options.transactional
         self.light = not self.slow and not self.has_hooks and self.caching is None
         self._signature: inspect.Signature | None = None
         self._arity: tuple[int, int] | None = None
@@ -115,6 +118,10 @@ class Spec:
     def signature(self) -> inspect.Signature:
         if self._signature is None:
             self._signature = inspect.signature(self.fn)
+            if self.transactional:
+                # The connection is none of its arguments.
+                _, *others = self._signature.parameters.values()
+                self._signature = self._signature.replace(parameters=others)
         return self._signature
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -16,7 +16,18 @@ from collections.abc import (
 from contextvars import copy_context
 from dataclasses import replace
 from itertools import count
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from asyncflow.caching import check_names
 from asyncflow.context import TRANSACTION, current_call, current_run
@@ -47,6 +58,9 @@ from asyncflow.spec import Spec, task_key, value_for
 from asyncflow.states import State, StateType
 from asyncflow.stream import OnError, stream
 from asyncflow.views import TaskRun
+
+if TYPE_CHECKING:
+    import sqlite3
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,6 +117,8 @@ class Task(Generic[P, R]):
             getattr(fn, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
         self.options = _with_runner(what, self.options, self.is_async)
+        if self.options.transactional:
+            _check_connection(what, fn)
         if options is None and self.options.caching is not None:
             check_names(what, self.options.caching, inspect.signature(fn))
         # What is declared, and by with_options shared; each engine makes slots of its own of it.
@@ -673,6 +689,8 @@ def _there(value: Any) -> Any:
 
 def _with_runner(what: str, options: Options, is_async: bool) -> Options:
     """Choose the runner by the function's colour, and refuse what cannot be kept."""
+    if options.transactional:
+        return _on_writer(what, options, is_async)
     runner = options.runner or ("async" if is_async else "thread")
     if runner == "async" and not is_async:
         raise InvalidDefinition(
@@ -694,6 +712,42 @@ def _with_runner(what: str, options: Options, is_async: bool) -> Options:
     return replace(options, runner=runner)
 
 
+def _check_connection(what: str, fn: Callable[..., Any]) -> None:
+    """Refuse a transactional function that takes no connection."""
+    parameters = list(inspect.signature(fn).parameters.values())
+    first = parameters[0] if parameters else None
+    if first is None or first.kind not in (
+        first.POSITIONAL_ONLY,
+        first.POSITIONAL_OR_KEYWORD,
+        first.VAR_POSITIONAL,
+    ):
+        raise InvalidDefinition(
+            f"{what} is transactional and takes no connection: make that its first parameter, as"
+            " in def save(db: sqlite3.Connection, row: dict)"
+        )
+
+
+def _on_writer(what: str, options: Options, is_async: bool) -> Options:
+    """A transactional task runs on the writer's thread; refuse what cannot be kept."""
+    if is_async:
+        raise InvalidDefinition(
+            f"{what} is transactional and async: nobody else could write while it awaits; make it"
+            " a plain def"
+        )
+    if options.runner not in (None, "writer"):
+        raise InvalidOption(f"{what} is transactional and runs on the writer: leave runner= out")
+    if options.timeout is not None:
+        raise InvalidDefinition(
+            f"{what} is transactional and cannot be stopped halfway, so timeout_seconds cannot be"
+            " kept: use total_timeout_seconds, which counts until it begins"
+        )
+    if not options.persist:
+        raise InvalidOption(
+            f"{what} is transactional, which is about its record: leave persist_result=False out"
+        )
+    return replace(options, runner="writer")
+
+
 _NOT_OPTIONS = {"validate", "retry", "timeout", "run_name", "persist", "grace", "hooks"}
 TASK_OPTIONS = frozenset(
     {
@@ -702,7 +756,7 @@ TASK_OPTIONS = frozenset(
         "queue_timeout_seconds", "tags", "limits", "max_concurrency", "priority", "runner",
         "serializer", "persist_result", "log_prints", "task_run_name", "cancel_grace_seconds",
         "key", "description", "version", "cache_policy", "cache_key_fn", "cache_expiration",
-        "refresh_cache", "on_commit", "on_rollback", *HOOKS,
+        "refresh_cache", "transactional", "on_commit", "on_rollback", *HOOKS,
     }
 )  # fmt: skip
 
@@ -713,6 +767,10 @@ def task(  # type: ignore[overload-overlap] # a coroutine function is a function
 ) -> AsyncTask[P, R]: ...
 @overload
 def task(fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+@overload
+def task(  # pyright: ignore[reportOverlappingOverload] # the narrower one comes first
+    *, transactional: Literal[True], **options: Any
+) -> _TransactionalDecorator: ...
 @overload
 def task(**options: Any) -> _Decorator: ...
 def task(fn: Any = None, /, **options: Any) -> Any:
@@ -745,6 +803,8 @@ def task(fn: Any = None, /, **options: Any) -> Any:
         cache_key_fn: ``fn(context, parameters) -> str | None``, instead of a policy.
         cache_expiration: for how long a result is used, a timedelta or seconds.
         refresh_cache: never use a stored result, but store the new one.
+        transactional: the function, a plain def, gets a `sqlite3.Connection` to the engine's own
+            database before its arguments, and its record is written in the same transaction.
         on_commit, on_rollback: functions or tasks ``fn(txn)``, or lists of them, that are called
             when a transaction around a call succeeds, or fails after the call completed.
         on_running, on_completion, on_failure, on_cancellation, on_crashed: functions
@@ -794,3 +854,11 @@ class _Decorator:
     def __call__(self, fn: Callable[P, R]) -> SyncTask[P, R]: ...
     def __call__(self, fn: Any) -> Any:
         return _make(fn, self._options)
+
+
+class _TransactionalDecorator(Protocol):
+    """``@task(transactional=True)``, for type checkers: callers do not pass the connection."""
+
+    def __call__(
+        self, fn: Callable[Concatenate[sqlite3.Connection, P], R], /
+    ) -> SyncTask[P, R]: ...

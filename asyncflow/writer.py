@@ -52,6 +52,10 @@ class Writer:
         """Whether a short write may run in place now."""
         return self._here and not self._queued
 
+    def is_current_thread(self) -> bool:
+        """Whether the caller runs on the writer's own thread."""
+        return threading.current_thread() is self._thread
+
     def here(self, function: Callable[[], T]) -> T:
         """Run a short function in place; only while `idle`."""
         began = perf_counter()

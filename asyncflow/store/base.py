@@ -12,11 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from asyncflow.shares import Demand, Part
 
+if TYPE_CHECKING:
+    import sqlite3
+
 T = TypeVar("T")
+
+
+class WorkError(Exception):
+    """What the function of `Store.transact` raised, as the cause: what it did is taken back."""
+
 
 #: Results up to this many bytes stay in their row; larger ones go to files.
 INLINE_LIMIT = 64 * 1024
@@ -239,6 +247,21 @@ class Store(Protocol):
     def write(self, writes: Writes, *, wait: bool = True) -> bool:
         """Write it all. With wait=False, False is returned at once if another process holds
         the write lock, and nothing was written."""
+        ...
+
+    def transact(
+        self, fences: dict[int, int], work: Callable[[sqlite3.Connection], TaskRow | None]
+    ) -> None:
+        """Run *work* on the user's own tables in this database, and write the row that it gives,
+        all in one transaction.
+
+        Args:
+            fences: as of `Writes`.
+
+        Raises:
+            WorkError: *work* raised (its cause), or broke a rule that is checked at the end, and
+                nothing of what it did is left.
+        """
         ...
 
     def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:

@@ -6,10 +6,11 @@ It keeps every rule of `asyncflow.store.base`, so that what a store has to do ca
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from itertools import islice
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from asyncflow.errors import ResultUnreadable, RunTaken
 from asyncflow.ids import new_run_id
@@ -32,8 +33,14 @@ from asyncflow.store.base import (
     TaskCount,
     TaskQuery,
     TaskRow,
+    WorkError,
     Writes,
 )
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from asyncflow.store.usertables import UserConnection
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -68,6 +75,7 @@ class MemoryStore:
         self._requests: dict[tuple[int, str], float] = {}
         self._messages: list[MessageRow] = []
         self._shares: dict[tuple[str, int], ShareRow] = {}
+        self._user: UserConnection | None = None  # a database for the tables of users
         self._last_pk = 0
         self._last_log = 0
 
@@ -94,13 +102,7 @@ class MemoryStore:
 
     @_whole
     def write(self, writes: Writes, *, wait: bool = True) -> bool:
-        for pk, epoch in writes.fences.items():
-            run = self._runs.get(pk)
-            if run is None or run.epoch != epoch:
-                raise RunTaken(
-                    f"another engine has taken over run number {pk}: what this one did since is"
-                    " not recorded, and it must stop"
-                )
+        self._check_fences(writes.fences)
         for task in writes.tasks:
             self._tasks.setdefault(task.run, {})[task.seq] = task
         for row in writes.runs:
@@ -121,6 +123,45 @@ class MemoryStore:
             else:
                 self._limits[limit.name] = limit
         return True
+
+    def _check_fences(self, fences: dict[int, int]) -> None:
+        for pk, epoch in fences.items():
+            run = self._runs.get(pk)
+            if run is None or run.epoch != epoch:
+                raise RunTaken(
+                    f"another engine has taken over run number {pk}: what this one did since is"
+                    " not recorded, and it must stop"
+                )
+
+    @_whole
+    def transact(
+        self, fences: dict[int, int], work: Callable[[sqlite3.Connection], TaskRow | None]
+    ) -> None:
+        import sqlite3
+
+        from asyncflow.store.usertables import UserConnection, do
+
+        self._check_fences(fences)
+        if self._user is None:
+            db = self._user = sqlite3.connect(
+                ":memory:", isolation_level=None, check_same_thread=False, factory=UserConnection
+            )
+            db.execute("PRAGMA foreign_keys = ON")
+            weakref.finalize(self, db.finish)
+        db = self._user
+        db.row_factory, db.text_factory = None, str
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            row = do(db, work, frozenset())
+            try:
+                db.execute("COMMIT")
+            except sqlite3.IntegrityError as error:
+                raise WorkError from error
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        if row is not None:
+            self._tasks.setdefault(row.run, {})[row.seq] = row
 
     @_whole
     def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:

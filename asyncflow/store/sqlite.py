@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -46,8 +48,10 @@ from asyncflow.store.base import (
     TaskCount,
     TaskQuery,
     TaskRow,
+    WorkError,
     Writes,
 )
+from asyncflow.store.usertables import UserConnection, do, statements
 from asyncflow.writer import uncancelled
 
 T = TypeVar("T")
@@ -355,6 +359,58 @@ class SqliteStore:
         except _Busy:
             return False
         return True
+
+    def transact(
+        self, fences: dict[int, int], work: Callable[[sqlite3.Connection], TaskRow | None]
+    ) -> None:
+        _ = self._connection  # StoreClosed, where it is
+        try:
+            db = self._user_connection()
+        except sqlite3.Error as error:
+            self._translate(error)
+        try:
+            self._transact(db, fences, work)
+        finally:
+            db.finish()
+
+    def _user_connection(self) -> UserConnection:
+        """A new connection each time: what a function does to it is gone with it."""
+        db = sqlite3.connect(self.path, timeout=0, isolation_level=None, factory=UserConnection)
+        try:
+            db.execute(f"PRAGMA synchronous = {'FULL' if self._fsync else 'NORMAL'}")
+            db.execute("PRAGMA wal_autocheckpoint = 0").fetchone()
+            # It cannot be set in a transaction, so it is the function's only chance.
+            db.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            db.finish()
+            raise
+        return db
+
+    def _transact(
+        self,
+        db: UserConnection,
+        fences: dict[int, int],
+        work: Callable[[sqlite3.Connection], TaskRow | None],
+    ) -> None:
+        try:
+            self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+            _check_fences(db, fences)
+            row = do(db, work, own_tables())
+            # Its settings are its own, and end here.
+            db.row_factory, db.text_factory = None, str
+            if row is not None:
+                _write_tasks(db, self._place_results([row]))
+            try:
+                db.execute("COMMIT")
+            except sqlite3.IntegrityError as error:
+                # A rule of the user's tables that is checked at the end.
+                raise WorkError from error
+        except sqlite3.Error as error:
+            self._translate(error)
+        finally:
+            if db.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
 
     def _place_results(self, rows: Sequence[Any]) -> Sequence[Any]:
         """The rows, with large results moved to files."""
@@ -883,18 +939,14 @@ class _Busy(Exception):
 def migration(name: str) -> Iterator[str]:
     """The statements of one migration."""
     file = resources.files("asyncflow.store").joinpath("migrations", f"{name}.sql")
-    return _statements(file.read_text("utf-8"))
+    return statements(file.read_text("utf-8"))
 
 
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script, one by one (`executescript` would commit first)."""
-    lines: list[str] = []
-    for line in script.splitlines():
-        if line.strip() and not line.lstrip().startswith("--"):
-            lines.append(line)
-        if lines and sqlite3.complete_statement("\n".join(lines)):
-            yield "\n".join(lines)
-            lines = []
+@functools.cache
+def own_tables() -> frozenset[str]:
+    """The names of our tables, in which nobody else writes."""
+    made = "".join(statement for name in MIGRATIONS for statement in migration(name))
+    return frozenset(re.findall(r"CREATE TABLE (\w+)", made))
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

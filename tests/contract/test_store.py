@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -32,6 +33,7 @@ from asyncflow.store.base import (
     TaskCount,
     TaskQuery,
     TaskRow,
+    WorkError,
     Writes,
 )
 from asyncflow.store.memory import MemoryStore
@@ -997,6 +999,7 @@ async def test_a_store_that_is_opened_again_holds_what_it_held(store: ReadableSt
         lambda s: s.marks(1),
         lambda s: s.limits(),
         lambda s: s.cached([b"key"]),
+        lambda s: s.transact({}, lambda db: None),
         lambda s: s.drop_cached(),
         lambda s: s.unfinished(),
         lambda s: s.request(1, "cancel", 1.0),
@@ -1006,8 +1009,8 @@ async def test_a_store_that_is_opened_again_holds_what_it_held(store: ReadableSt
     ],
     ids=[
         "write", "write-now", "create_run", "register_engine", "close_engine", "claim", "run",
-        "calls", "children", "marks", "limits", "cached", "drop_cached", "unfinished", "request",
-        "requests", "delete_run", "checkpoint",
+        "calls", "children", "marks", "limits", "cached", "transact", "drop_cached", "unfinished",
+        "request", "requests", "delete_run", "checkpoint",
     ],
 )  # fmt: skip
 def test_a_closed_store_says_so(sqlite: SqliteStore, use: Callable[[SqliteStore], Any]) -> None:
@@ -1388,3 +1391,66 @@ def test_the_file_of_a_cached_result_stays_as_long_as_anything_points_to_it(
     sqlite.drop_cached()
     with pytest.raises(ResultUnreadable):
         sqlite.load_file(name)
+
+
+# --- the tables of users --------------------------------------------------------------------------
+
+
+def test_a_function_and_its_row_are_one_transaction(store: ReadableStore) -> None:
+    run = create(store, "a")
+    fences = {run.pk: run.epoch}
+    row = task_row(run.pk, 1, state="COMPLETED", result_kind=ResultKind.JSON, result=b"1")
+
+    def make(db: sqlite3.Connection) -> TaskRow:
+        db.execute("CREATE TABLE mine (x)")
+        db.execute("INSERT INTO mine VALUES (7)")
+        return row
+
+    def fail(db: sqlite3.Connection) -> TaskRow:
+        db.execute("INSERT INTO mine VALUES (8)")
+        raise KeyError("mine")
+
+    def look(db: sqlite3.Connection) -> None:
+        seen.append(db.execute("SELECT x FROM mine").fetchall())
+
+    seen: list[Any] = []
+    store.transact(fences, make)
+    assert store.calls(run.pk) == [row]
+    with pytest.raises(WorkError) as caught:
+        store.transact(fences, fail)
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(RunTaken):
+        store.transact({run.pk: run.epoch + 1}, fail)
+    store.transact(fences, look)
+    assert seen == [[(7,)]]
+    assert store.calls(run.pk) == [row]
+
+
+def test_other_writes_go_on_after_a_function_failed(store: ReadableStore) -> None:
+    run = create(store, "a")
+
+    def fail(db: sqlite3.Connection) -> TaskRow:
+        db.execute("CREATE TABLE mine (x)")
+        raise KeyError
+
+    with pytest.raises(WorkError):
+        store.transact({run.pk: run.epoch}, fail)
+    assert store.write(Writes(tasks=[task_row(run.pk, 1)], fences={run.pk: run.epoch}))
+    assert len(store.calls(run.pk)) == 1
+
+
+def test_a_function_waits_for_other_processes_and_then_says_who_hinders_it(
+    tmp_path: Any,
+) -> None:
+    path = tmp_path / "state.db"
+    one, other = SqliteStore(path, busy_timeout=0.01), sqlite3.connect(path, isolation_level=None)
+    try:
+        one.open("strict")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="kept the database"):
+            one.transact({}, lambda db: None)
+        other.execute("ROLLBACK")
+        one.transact({}, lambda db: None)
+    finally:
+        other.close()
+        one.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any, assert_type
 
 from asyncflow import (
@@ -47,6 +48,11 @@ async def cached(url: str, verbose: bool = False) -> bytes:
     return b""
 
 
+@task(transactional=True, retries=2)
+def insert(db: sqlite3.Connection, x: int, *, twice: bool = False) -> str:
+    return ""
+
+
 @fetch_again.on_rollback
 async def unfetch(txn: Transaction) -> None:
     assert_type(txn.parameters, dict[str, Any] | None)
@@ -84,6 +90,8 @@ async def crawl(urls: list[str]) -> int:
 @flow(max_concurrency=3)
 def in_sync_code(n: int) -> str:
     assert_type(parse(b""), list[str])
+    assert_type(insert(1, twice=True), str)
+    assert_type(insert.map([1]), TaskFutureList[str])
     return "done"
 
 
