@@ -896,7 +896,7 @@ class Engine:
         except StoreError as error:
             if row.parent is not None:
                 # Of a child run it is no failure of the flow that calls it: the storage failed.
-                self._storage_failed(error)
+                self.storage_failed(error)
             raise
         self._apply_limits(found)
         return made

@@ -262,12 +262,13 @@ def check_steps(what: str, name: str, value: Any) -> tuple[Any, ...]:
     """Hooks for transactions: functions, or tasks, of the transaction."""
     hooks = _functions(what, name, value)
     for hook in hooks:
-        function = getattr(hook, "fn", hook)
+        spec = getattr(hook, "spec", None)
+        signature = spec.signature if spec is not None else inspect.signature(hook)
         try:
-            inspect.signature(function).bind(None)
+            signature.bind(None)
         except TypeError:
             raise InvalidOption(
                 f"{what}: {name} takes a function of one argument, the transaction, not"
-                f" {getattr(function, '__qualname__', function)}{inspect.signature(function)}"
+                f" {getattr(hook, '__qualname__', hook)}{signature}"
             ) from None
     return hooks

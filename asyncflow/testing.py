@@ -303,6 +303,9 @@ class _SimStore(MemoryStore):
     def write(self, writes: Any, *, wait: bool = True) -> bool:
         return self._around("write", lambda: super(_SimStore, self).write(writes, wait=wait))
 
+    def transact(self, fences: dict[int, int], work: Any) -> None:
+        self._around("transact", lambda: super(_SimStore, self).transact(fences, work))
+
     def create_run(self, row: RunRow, states: Any) -> tuple[RunRow, bool]:
         return self._around("create", lambda: super(_SimStore, self).create_run(row, states))
 

@@ -535,14 +535,14 @@ def _silent(function: Callable[..., Any], is_async: bool) -> Callable[..., Any]:
     if is_async:
 
         @functools.wraps(function)
-        async def run(transaction: Transaction) -> None:
-            await function(transaction)
+        async def run(*args: Any) -> None:
+            await function(*args)
 
         return run
 
     @functools.wraps(function)
-    def run_plain(transaction: Transaction) -> None:
-        answer = function(transaction)
+    def run_plain(*args: Any) -> None:
+        answer = function(*args)
         if inspect.iscoroutine(answer):
             answer.close()
             raise InvalidDefinition(

@@ -6,7 +6,6 @@ It keeps every rule of `asyncflow.store.base`, so that what a store has to do ca
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from itertools import islice
@@ -90,6 +89,8 @@ class MemoryStore:
                 elif isinstance(value, int):
                     setattr(twin, name, value)
             twin._tasks = {run: tasks.copy() for run, tasks in self._tasks.items()}
+            if self._user is not None:
+                self._user.backup(twin._tables())
         return twin
 
     def open(self, durability: str) -> None:
@@ -133,22 +134,29 @@ class MemoryStore:
                     " not recorded, and it must stop"
                 )
 
+    def _tables(self) -> UserConnection:
+        """The database of users' tables, made when it is first asked for."""
+        if self._user is None:
+            import sqlite3
+
+            from asyncflow.store.usertables import UserConnection
+
+            db = self._user = sqlite3.connect(
+                ":memory:", isolation_level=None, check_same_thread=False, factory=UserConnection
+            )
+            db.execute("PRAGMA foreign_keys = ON")
+        return self._user
+
     @_whole
     def transact(
         self, fences: dict[int, int], work: Callable[[sqlite3.Connection], TaskRow | None]
     ) -> None:
         import sqlite3
 
-        from asyncflow.store.usertables import UserConnection, do
+        from asyncflow.store.usertables import do
 
         self._check_fences(fences)
-        if self._user is None:
-            db = self._user = sqlite3.connect(
-                ":memory:", isolation_level=None, check_same_thread=False, factory=UserConnection
-            )
-            db.execute("PRAGMA foreign_keys = ON")
-            weakref.finalize(self, db.finish)
-        db = self._user
+        db = self._tables()
         db.row_factory, db.text_factory = None, str
         db.execute("BEGIN IMMEDIATE")
         try:

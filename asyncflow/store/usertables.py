@@ -65,6 +65,10 @@ class UserConnection(sqlite3.Connection):
         """Really close it."""
         super().close()
 
+    def __del__(self) -> None:
+        # One in memory lives as long as the stores that share it.
+        super().close()
+
 
 def statements(script: str) -> Iterator[str]:
     """The statements of a script, one by one (`executescript` would commit first)."""

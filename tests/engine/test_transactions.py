@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
 from typing import Any
 
@@ -27,10 +28,12 @@ from asyncflow import (
     allow_failure,
     flow,
     get_run_logger,
+    runtime,
     sleep,
     task,
     transaction,
 )
+from asyncflow.testing import crash_everywhere, simulate
 
 Store = MemoryStore | SqliteStore
 
@@ -1196,6 +1199,59 @@ def check(fail: bool, state: Any) -> None:
     else:
         assert state.is_completed(), state
         assert set(last.values()) == {"save"}
+
+
+@task(retries=1, retry_delay_seconds=0)
+async def second_time(name: str) -> str:
+    async with transaction():
+        await save(f"{name}1")
+        if runtime.task_run.attempt == 1:
+            raise KeyError(name)
+        return await save(f"{name}2")
+
+
+@task(transactional=True)
+def count(db: sqlite3.Connection, name: str) -> int:
+    db.execute("CREATE TABLE IF NOT EXISTS counted (name)")
+    db.execute("INSERT INTO counted VALUES (?)", (name,))
+    return int(db.execute("SELECT count(*) FROM counted").fetchone()[0])
+
+
+@count.on_rollback
+@task(transactional=True)
+def uncount(db: sqlite3.Connection, txn: Any) -> None:
+    db.execute("DELETE FROM counted WHERE rowid = (SELECT max(rowid) FROM counted)")
+
+
+@flow
+async def mixed(fail: bool) -> list[Any]:
+    told: list[Any] = []
+    try:
+        async with transaction() as txn:
+            txn.set("n", 1)
+            told += await asyncio.gather(save("a"), save("a"), count.submit("x"))
+            raise LookupError
+    except LookupError:
+        told.append("caught")
+    async with transaction(key="second") as txn:
+        told += await asyncio.gather(second_time("b"), second_time("c"))
+        async with transaction():
+            told += await save.map(["d", "e"])
+        told.append(await count.submit("y"))
+        if fail:
+            raise ValueError(told)
+    return told
+
+
+@pytest.mark.parametrize("fail", [True, False], ids=["rolled back", "committed"])
+def test_random_crashes_and_faults_change_nothing(fail: bool) -> None:
+    found = simulate(mixed, fail, seeds=60)
+    found.check()
+    assert found.outcome.startswith("RolledBack: ValueError" if fail else "Completed: ['row of a'")
+
+
+def test_a_crash_at_each_checkpoint_changes_nothing() -> None:
+    crash_everywhere(mixed, False).check()
 
 
 async def test_a_run_cancelled_by_another_process_is_rolled_back(path: Any) -> None:
