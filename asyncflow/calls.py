@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 S = StateType
 
 _COMPLETED = S.COMPLETED.value
+_ENDED = (S.COMPLETED.value, S.FAILED.value)
 
 #: Flags in the ninth byte of an identity.
 _PLAIN, _OPAQUE, _REPEATED = 0, 1, 2
@@ -79,6 +80,12 @@ class History:
         self.tasks = {row.identity: row for row in tasks}
         self.children = {row.parent_identity: row for row in children if row.parent_identity}
         self.missed: dict[str, list[bytes]] = {}
+        parents = {row.parent for row in tasks if row.parent is not None}
+        self._ended = parents and {
+            row.seq
+            for row in tasks
+            if row.seq in parents and row.state in _ENDED and row.seq not in again
+        }
         self.seeds: dict[bytes, int] = {}
         if void:
             self._leave_out(void)
@@ -139,7 +146,8 @@ class History:
         """Sentences about recorded calls that were not made again, though others were."""
         left: dict[str, list[bytes]] = {}
         for row in self.tasks.values():
-            if row.state == _COMPLETED:
+            # What a call made that was answered itself is not asked for.
+            if row.state == _COMPLETED and row.parent not in self._ended:
                 left.setdefault(row.task, []).append(row.identity)
         told = []
         for task, identities in left.items():

@@ -31,7 +31,7 @@ class Doom:
     Attributes:
         stopped: it was begun because the run, or its host, was being stopped.
         error: the record of the exception that began it (see `asyncflow.failures`).
-        met: whether its transaction was found again.
+        met: whether its transaction was found again, or has nothing left to undo.
     """
 
     stopped: bool
@@ -128,7 +128,8 @@ def read(
     for mark in begun:
         if mark.n not in known:
             stopped, error, seqs = json.loads(mark.value)
-            past.doomed.update(dict.fromkeys(seqs, Doom(stopped, error)))
+            doom = Doom(stopped, error, met=mark.n in ended)
+            past.doomed.update(dict.fromkeys(seqs, doom))
     past.void = frozenset(gone)
     return past
 

@@ -519,3 +519,31 @@ async def test_an_engine_that_watches_takes_over_what_a_dead_one_leaves(
         await dying.aclose()
         state = await watcher.wait(run.id)
         assert state.is_completed()
+
+
+async def test_what_an_answered_task_called_is_not_missed(
+    store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = True
+
+    @task
+    async def inner(x: int) -> int:
+        return x
+
+    @task
+    async def outer(x: int) -> int:
+        return await inner(x)
+
+    @flow
+    async def main() -> int:
+        total = await outer(1)
+        if broken:
+            raise Doomed
+        return total
+
+    async with Engine(store) as engine:
+        run = await engine.submit(main)
+        await run.wait()
+        broken = False
+        assert await (await engine.resume(run.id)) == 1
+    assert "not made again" not in caplog.text

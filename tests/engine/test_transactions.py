@@ -1247,7 +1247,7 @@ async def mixed(fail: bool) -> list[Any]:
 def test_random_crashes_and_faults_change_nothing(fail: bool) -> None:
     found = simulate(mixed, fail, seeds=60)
     found.check()
-    assert found.outcome.startswith("RolledBack: ValueError" if fail else "Completed: ['row of a'")
+    assert found.expected.startswith("RolledBack: ValueError" if fail else "Completed: ['row of a'")
 
 
 def test_a_crash_at_each_checkpoint_changes_nothing() -> None:
