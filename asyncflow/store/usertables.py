@@ -7,6 +7,7 @@ the transaction nor touch ours.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -66,8 +67,9 @@ class UserConnection(sqlite3.Connection):
         super().close()
 
     def __del__(self) -> None:
-        # One in memory lives as long as the stores that share it.
-        super().close()
+        # One in memory lives as long as the stores that share it; all others are finished.
+        with contextlib.suppress(sqlite3.ProgrammingError):
+            super().close()
 
 
 def statements(script: str) -> Iterator[str]:
