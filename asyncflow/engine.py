@@ -50,7 +50,7 @@ from asyncflow.flights import Flights
 from asyncflow.flowrun import Flows, run_state
 from asyncflow.future import TaskFuture
 from asyncflow.journal import Journal, as_store_error
-from asyncflow.limits import Limit, Slots, check_size
+from asyncflow.limits import Limit, Slots
 from asyncflow.machine import Machine
 from asyncflow.masking import Masker
 from asyncflow.named import NamedLimits
@@ -69,14 +69,17 @@ from asyncflow.store.base import (
     EngineRow,
     LimitRow,
     LogQuery,
+    LogRow,
     MarkRow,
     MessageRow,
     Page,
     ReadableStore,
+    ResultKind,
     RunQuery,
     RunRow,
     StateRow,
     TaskQuery,
+    Writes,
 )
 from asyncflow.views import (
     Event,
@@ -271,9 +274,11 @@ class Engine:
     ) -> None:
         if durability not in DURABILITIES:
             raise InvalidOption(f"durability={durability!r}: use one of {', '.join(DURABILITIES)}")
-        for name, value in (("max_concurrency", max_concurrency), ("max_threads", max_threads)):
-            if value is not None and check_size(name, value) < 1:
-                raise InvalidOption(f"{name}={value!r}: give 1 or more")
+        _check_count("max_concurrency", max_concurrency, 1)
+        _check_count("max_threads", max_threads, 1)
+        _check_count("max_recoveries", max_recoveries, 0)
+        _check_seconds("cancel_grace_seconds", cancel_grace_seconds)
+        _check_seconds("suspend_after_seconds", suspend_after_seconds)
         self.durability = durability
         self.max_recoveries = max_recoveries
         self.grace = float(cancel_grace_seconds)
@@ -987,7 +992,7 @@ class Engine:
 
     async def _recover(self) -> list[FlowRun[Any]]:
         taken: list[FlowRun[Any]] = []
-        for row, _ in await self.writer.do(lambda: self.store.unfinished(self.id)):
+        for row, dead in await self.writer.do(lambda: self.store.unfinished(self.id)):
             if not self._open:
                 break
             if row.id in self.live or self._owned(row):
@@ -999,8 +1004,17 @@ class Engine:
             except AsyncflowError as error:
                 await self._park(row, str(error))
             else:
+                if row.state != S.PAUSED:
+                    self._tell_death(row, dead)
                 taken.append(run)
         return taken
+
+    def _tell_death(self, row: RunRow, dead: EngineRow | None) -> None:
+        """Close the log of a life that ended in the middle, and may have ended anywhere."""
+        who = f"its process ({dead.pid} on {dead.host})" if dead is not None else "its process"
+        now = self.clock.time()
+        text = f"killed: {who} died without a word; what it logged last may be missing"
+        self.journal.logs([LogRow(row.pk, None, now, logging.WARNING, "asyncflow", text)])
 
     async def _park(self, row: RunRow, reason: str) -> None:
         """Leave a run that cannot go on here, with its reason, for people to see."""
@@ -1543,8 +1557,11 @@ class Engine:
         return await compare(self.reader, await self._row(first), await self._row(second))
 
     async def _written(self) -> None:
-        self._check_open()
-        await self.journal.durable()
+        """Have what happened before this question on disk; what is there can always be read."""
+        if not self._open:
+            self._check_open()
+        if self._broken is None:
+            await self.journal.durable()
 
     # --- limits -----------------------------------------------------------------------------------
 
@@ -1563,8 +1580,6 @@ class Engine:
             period: seconds; makes it a rate.
             burst: lets a rate save up so many starts.
         """
-        from asyncflow.store.base import Writes
-
         self._check_open()
         self.named.set(name, limit, period, burst)
         self.calls.forget_needs()
@@ -1738,6 +1753,33 @@ class Engine:
             " task serializer='pickle'"
         )
 
+    def learn_secrets(self, values: dict[str, Any]) -> None:
+        """Take note of the secrets among parameters: from now on they are stored nowhere."""
+        self.masker.learn(values)
+        if self.masker.active:
+            self.journal.hide = self._hide
+
+    def _hide(self, writes: Writes) -> None:
+        """Results that hold a secret are not stored: masked, they would be other results."""
+        holds = self.masker.holds
+        for n, task in enumerate(writes.tasks):
+            if task.result is not None and holds(task.result):
+                self._say_hidden(f"task {task.task!r}")
+                writes.tasks[n] = task._replace(result_kind=ResultKind.NOT_STORED, result=None)
+        for n, run in enumerate(writes.runs):
+            if run.result is not None and holds(run.result):
+                self._say_hidden(f"flow {run.flow_name!r}")
+                writes.runs[n] = run._replace(result_kind=ResultKind.NOT_STORED, result=None)
+        writes.cache[:] = [row for row in writes.cache if not holds(row.result or b"")]
+
+    def _say_hidden(self, what: str) -> None:
+        if (what, "secret") not in self._warned:
+            self._warned.add((what, "secret"))
+            self.report(
+                f"the result of {what} holds a secret and is not stored, so a resume would run it"
+                " again: return what is not secret, or open the secret where it is used"
+            )
+
     def storage_failed(self, error: BaseException) -> None:
         """Nothing can be recorded any more: stop everything, and say why."""
         if self._broken is not None:
@@ -1748,6 +1790,20 @@ class Engine:
                 self.flows.storage_failed(run, as_store_error(error))
         self.flows.settle_unrecorded()
         self.executor.pump()
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidOption(f"{name}={value!r}: give a whole number, {least} or more")
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+        raise InvalidOption(f"{name}={value!r}: give seconds, 0 or more")
 
 
 def _boot_id() -> str:

@@ -103,7 +103,7 @@ class Flows:
         """A new run, durable when this returns; or the one that has the idempotency key."""
         engine = self._engine
         values = flow.parameters.check(flow.parameters.bind(args, kwargs))
-        engine.masker.learn(values)
+        engine.learn_secrets(values)
         run = Run(new_run_id(engine.clock.time()), 0, flow, engine, engine.clock.time())
         run.parameters = values
         run.idempotency_key = None if idempotency_key is None else str(idempotency_key)
@@ -112,7 +112,7 @@ class Flows:
         run.extra = Extra(
             reference(flow),
             run.parent.extra.root if run.parent is not None else 0,
-            flow.parameters.store(values),
+            flow.parameters.store(values, engine.masker),
             *flow.parameters.split(values),
             Decisions(run, engine.record_mark),
         )
@@ -134,7 +134,7 @@ class Flows:
         """A new run that begins with what another has, up to the number *below* of its calls."""
         engine = self._engine
         values = flow.parameters.check(values)
-        engine.masker.learn(values)
+        engine.learn_secrets(values)
         now = engine.clock.time()
         run = Run(new_run_id(now), 0, flow, engine, now)
         run.parameters = values
@@ -143,7 +143,7 @@ class Flows:
         run.extra = Extra(
             reference(flow),
             0,
-            flow.parameters.store(values),
+            flow.parameters.store(values, engine.masker),
             *flow.parameters.split(values),
             Decisions(run, engine.record_mark),
             origin=row.id,
@@ -196,6 +196,7 @@ class Flows:
         engine = self._engine
         run = Run(row.id, row.pk, flow, engine, row.created_at)
         values = flow.parameters.check(values)
+        engine.learn_secrets(values)
         run.parameters = values
         run.run_name = row.name
         run.idempotency_key = row.idempotency_key

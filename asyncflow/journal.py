@@ -49,6 +49,9 @@ class Journal:
         committed: told the calls whose end, or wait for a retry, is now on disk.
         failed: told when the storage failed for good.
         warn: told of a result that cannot be stored.
+
+    Attributes:
+        hide: takes out of what is about to be written what must not be; None: nothing must not.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Journal:
         self._committed = committed
         self._failed = failed
         self._warn = warn
+        self.hide: Callable[[Writes], None] | None = None
         self._scheduled = False
         self._writing = False
         self._broken: BaseException | None = None
@@ -220,6 +224,8 @@ class Journal:
         )
         self._runs, self._attempts, self._logs = {}, [], []
         self._states, self._marks, self._cache, self._epochs = [], [], [], {}
+        if self.hide is not None:
+            self.hide(writes)
         if not writes and ends:
             # Nothing to write, and yet somebody to tell.
             self._loop.call_soon(self._done, ends, None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -14,11 +16,43 @@ MASK = "**********"
 SHORTEST = 4
 
 
+def secrets_in(value: Any) -> Iterator[Any]:
+    """All of pydantic's SecretStr and SecretBytes inside a value, at any depth."""
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None:
+        return  # then nothing can be one
+    secret = (pydantic.SecretStr, pydantic.SecretBytes)
+    seen: set[int] = set()
+    open_ = [value]
+    while open_:
+        one = open_.pop()
+        if isinstance(one, _PLAIN) or one is None:
+            continue
+        if isinstance(one, secret):
+            yield one
+            continue
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, dict):
+            open_ += one.values()
+        elif isinstance(one, list | tuple | set | frozenset):
+            open_ += one
+        elif isinstance(one, pydantic.BaseModel):
+            open_ += vars(one).values()
+        elif is_dataclass(one) and not isinstance(one, type):
+            open_ += [getattr(one, field.name, None) for field in fields(one)]
+
+
+_PLAIN = (str, bytes, int, float)
+
+
 class Masker:
     """The secrets of one engine."""
 
     def __init__(self) -> None:
         self._texts: tuple[str, ...] = ()
+        self._raw: tuple[bytes, ...] = ()
         self._data: tuple[bytes, ...] = ()
 
     def add(self, secret: str) -> None:
@@ -29,28 +63,27 @@ class Masker:
         self._texts = tuple(
             sorted({*self._texts, secret, *_encoded(secret)}, key=len, reverse=True)
         )
+        self._raw = tuple(t.encode("utf-8", "surrogatepass") for t in self._texts)
         forms = {json.dumps(t)[1:-1] for t in self._texts}
         forms |= {json.dumps(t, ensure_ascii=False)[1:-1] for t in self._texts}
         self._data = tuple(
             sorted((f.encode("utf-8", "surrogatepass") for f in forms), key=len, reverse=True)
         )
 
+    @property
+    def active(self) -> bool:
+        """Whether any secret is known."""
+        return bool(self._texts)
+
     def learn(self, values: dict[str, Any]) -> None:
         """Take note of the secrets (pydantic's SecretStr and SecretBytes) among parameters."""
-        pydantic = sys.modules.get("pydantic")
-        if pydantic is None:
-            return
-        for value in values.values():
-            if isinstance(value, pydantic.SecretStr):
-                self.add(value.get_secret_value())
-            elif isinstance(value, pydantic.SecretBytes):
-                self.add(value.get_secret_value().decode("utf-8", "replace"))
-            elif isinstance(value, pydantic.BaseModel):
-                self.learn(dict(value.__dict__))
+        for secret in secrets_in(values):
+            found = secret.get_secret_value()
+            self.add(found if isinstance(found, str) else found.decode("utf-8", "replace"))
 
     def holds(self, data: bytes) -> bool:
-        """Whether a secret stands in these bytes."""
-        return any(text.encode("utf-8", "surrogatepass") in data for text in self._texts)
+        """Whether a secret stands in these bytes, as it is or as in JSON."""
+        return any(form in data for form in (*self._raw, *self._data))
 
     def text(self, text: str) -> str:
         for secret in self._texts:

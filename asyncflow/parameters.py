@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from asyncflow import codec
 from asyncflow.errors import InvalidParameters, NotSerializable
+from asyncflow.masking import Masker, secrets_in
 from asyncflow.resources import Resource, resources_of
 from asyncflow.spec import bind
 
@@ -166,8 +167,11 @@ class Parameters:
 
     # --- in the store ---------------------------------------------------------------------------
 
-    def store(self, values: dict[str, Any]) -> bytes:
-        """The parameters as JSON for the store; secrets are masked.
+    def store(self, values: dict[str, Any], masker: Masker | None = None) -> bytes:
+        """The parameters as JSON for the store.
+
+        One that is a secret, or holds one at any depth, is not stored: only what may be shown
+        of it, and that it must be given again.
 
         Raises:
             InvalidParameters: one cannot be stored, or they are too large.
@@ -180,14 +184,20 @@ class Parameters:
                 stored[name] = {"$": "secret"}
                 continue
             try:
-                stored[name] = json.loads(codec.encode(value, name))
+                plain = json.loads(codec.encode(value, name))
             except NotSerializable as error:
-                if self._dump(name, value, stored):
-                    continue
-                raise InvalidParameters(
-                    f"flow {self._flow!r}: the parameter {name!r} cannot be stored: {error};"
-                    " pass plain data, and open what is live inside the flow or as a @resource"
-                ) from None
+                found = self._dump(name, value)
+                if found is None:
+                    raise InvalidParameters(
+                        f"flow {self._flow!r}: the parameter {name!r} cannot be stored: {error};"
+                        " pass plain data, and open what is live inside the flow or as a @resource"
+                    ) from None
+                plain = found[0]
+            if masker is not None and masker.active:
+                text = json.dumps(plain, ensure_ascii=False).encode("utf-8", "surrogatepass")
+                if masker.holds(text) or next(secrets_in(value), None) is not None:
+                    plain = {"$": "secret", "shown": json.loads(masker.data(text))}
+            stored[name] = plain
         data = json.dumps(stored, ensure_ascii=False).encode("utf-8", "surrogatepass")
         if len(data) > MOST_BYTES:
             raise InvalidParameters(
@@ -196,18 +206,17 @@ class Parameters:
             )
         return data
 
-    def _dump(self, name: str, value: Any, stored: dict[str, Any]) -> bool:
-        """Store a value as pydantic writes it, if its annotation brings it back from that."""
+    def _dump(self, name: str, value: Any) -> tuple[Any] | None:
+        """A value as pydantic writes it, if its annotation brings it back from that."""
         adapter = self._adapter(name)
         if adapter is None or not self._validate:
-            return False
+            return None
         try:
             plain = json.loads(adapter.dump_json(value))
             adapter.validate_python(plain)
         except Exception:
-            return False
-        stored[name] = plain
-        return True
+            return None
+        return (plain,)
 
     def load(self, data: bytes, given: dict[str, Any] | None = None) -> dict[str, Any]:
         """Parameters from the store; *given* replaces some of them.
@@ -227,9 +236,10 @@ class Parameters:
         for name, value in json.loads(data or b"{}").items():
             if given and name in given:
                 continue
-            if value == {"$": "secret"}:
+            if _is_hidden(value):
                 raise InvalidParameters(
-                    f"flow {self._flow!r}: the parameter {name!r} is a secret and was not stored:"
+                    f"flow {self._flow!r}: the parameter {name!r} is or holds a secret and was not"
+                    " stored:"
                     f" give it again, as in resume(run_id, parameters={{{name!r}: ...}})"
                 )
             values[name] = codec.decode(json.dumps(value).encode())
@@ -240,7 +250,12 @@ class Parameters:
 def masked(data: bytes) -> dict[str, Any]:
     """Stored parameters for people: plain JSON, nothing is decoded."""
     shown = json.loads(data or b"{}")
-    return {k: MASK if v == {"$": "secret"} else v for k, v in shown.items()}
+    return {k: v.get("shown", MASK) if _is_hidden(v) else v for k, v in shown.items()}
+
+
+def _is_hidden(stored: Any) -> bool:
+    """Whether a stored parameter stands for one that is not stored."""
+    return isinstance(stored, dict) and stored.get("$") == "secret"
 
 
 def _is_secret(value: Any) -> bool:

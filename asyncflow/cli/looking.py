@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from asyncflow import failures, views
+from asyncflow import codec, failures, views
 from asyncflow.cli.output import (
     EXITS,
     MARKS,
@@ -311,8 +311,10 @@ def _say_head(row: RunRow) -> None:
 def _say_result(row: RunRow) -> None:
     """What a run gave, as it is stored: nothing is decoded here."""
     match row.result_kind:
-        case ResultKind.JSON if row.result not in (None, b"null"):
-            say(f"result: {one_line((row.result or b'').decode('utf-8', 'replace'), 300)}")
+        case ResultKind.JSON:
+            text = codec.unsealed(row.result or b"").decode("utf-8", "replace")
+            if text != "null":
+                say(f"result: {one_line(text, 300)}")
         case ResultKind.PICKLE:
             say("result: stored as a pickle, which is not shown")
         case ResultKind.JSON_FILE | ResultKind.PICKLE_FILE:

@@ -16,6 +16,7 @@ from asyncflow import (
     InvalidOption,
     InvalidParameters,
     MappingLengthMismatch,
+    MemoryStore,
     NoEngine,
     SqliteStore,
     StoreClosed,
@@ -288,8 +289,6 @@ async def test_an_unknown_run_is_named(engine: Engine) -> None:
 
 
 async def test_a_closed_engine_says_so() -> None:
-    from asyncflow import MemoryStore
-
     async with Engine(MemoryStore()) as engine:
         pass
 
@@ -321,6 +320,7 @@ async def test_a_full_disk_ends_the_run_with_one_clear_error_and_a_resume_goes_o
         run = await engine.submit(fill)
         with pytest.raises(StoreError, match="the disk is full"):
             await run
+        assert await engine.task_runs(run.id), "what is there can be read"
     before = len(calls)
     async with Engine(SqliteStore(path)) as engine:
         (again,) = await engine.recover()

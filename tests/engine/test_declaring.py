@@ -98,8 +98,13 @@ def test_a_runner_of_the_other_colour_is_refused(runner: str) -> None:
     ("options", "match"),
     [
         ({"durability": "certain"}, "use one of off, relaxed, strict, full"),
-        ({"max_concurrency": 0}, "max_concurrency=0: give 1 or more"),
-        ({"max_threads": 0}, "max_threads=0: give 1 or more"),
+        ({"max_concurrency": 0}, "max_concurrency=0: give a whole number"),
+        ({"max_concurrency": 1.5}, "max_concurrency=1.5: give a whole number"),
+        ({"max_threads": 0}, "max_threads=0: give a whole number"),
+        ({"max_recoveries": -1}, "max_recoveries=-1: give a whole number"),
+        ({"max_recoveries": True}, "max_recoveries=True: give a whole number"),
+        ({"cancel_grace_seconds": -1}, "cancel_grace_seconds=-1: give seconds"),
+        ({"suspend_after_seconds": "long"}, "suspend_after_seconds='long': give seconds"),
     ],
 )
 def test_an_impossible_option_of_an_engine_is_named(options: dict[str, Any], match: str) -> None:

@@ -516,6 +516,8 @@ async def test_an_engine_that_watches_takes_over_what_a_dead_one_leaves(
             while (await watcher.wait(run.id)).type is not StateType.COMPLETED:
                 await asyncio.sleep(0.01)
         assert (await watcher.get_run(run.id)).recoveries == 1
+        (line,) = await watcher.logs(run.id)
+        assert line.message.startswith(f"killed: its process ({os.getpid()} on ")
         await dying.aclose()
         state = await watcher.wait(run.id)
         assert state.is_completed()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pydantic
 import pytest
 
-from asyncflow.masking import MASK, Masker
+from asyncflow.masking import MASK, Masker, secrets_in
 
 SECRET = 'p&ss "wörd"/1'
 
@@ -77,3 +79,18 @@ def test_without_secrets_nothing_changes() -> None:
     masker = Masker()
     assert masker.text("x") == "x"
     assert masker.data(b"x") == b"x"
+
+
+def test_secrets_are_found_at_any_depth_and_in_rings() -> None:
+    @dataclass
+    class Holder:
+        key: Any
+
+    ring: list[Any] = [pydantic.SecretStr("in-a-list")]
+    ring.append(ring)
+    value = {
+        "a": [Holder((pydantic.SecretBytes(b"in-a-field"), 1)), {"b": {"c": ring}}],
+        "d": "plain",
+    }
+    found = {secret.get_secret_value() for secret in secrets_in(value)}
+    assert found == {"in-a-list", b"in-a-field"}

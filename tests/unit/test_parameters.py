@@ -96,7 +96,7 @@ def test_a_secret_is_neither_stored_nor_shown_and_has_to_be_given_again() -> Non
     stored = p.store(p.check({"token": "hunter2", "n": 1}))
     assert b"hunter2" not in stored
     assert masked(stored) == {"token": "**********", "n": 1}
-    with pytest.raises(InvalidParameters, match="'token' is a secret"):
+    with pytest.raises(InvalidParameters, match="'token' is or holds a secret"):
         p.load(stored)
     assert p.load(stored, {"token": "again"}) == {"token": "again", "n": 1}
     with pytest.raises(InvalidParameters) as caught:
