@@ -59,3 +59,22 @@ def test_a_module_says_what_it_is_for_and_can_be_imported(path: Path) -> None:
         return
     module = importlib.import_module(name.removesuffix(".__init__"))
     assert module.__doc__ or not path.read_text().strip()
+
+
+ROOT = PACKAGE.parent
+TEXT = {".py", ".md", ".toml", ".sql", ".json", ".yml", ".yaml", ".txt", ".cfg"}
+#: Folders of one machine. The names are put together so that this file is not among what it finds.
+LOCAL = re.compile(r"(?<![\w.:/-])/(?:" + "|".join(["home", "root", "Users", "work", "tmp"]) + ")/")
+UNFINISHED = re.compile(r"\b(?:" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"]) + r")\b")
+
+
+@pytest.mark.parametrize("folder", ["asyncflow", "tests", "docs", "examples", "benchmarks", ".ci"])
+def test_no_text_names_a_place_on_one_machine_or_is_unfinished(folder: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.is_file() and (path.suffix in TEXT or folder == ".ci")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if LOCAL.search(line) or UNFINISHED.search(line)
+    ]
+    assert found == []
