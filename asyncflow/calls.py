@@ -20,6 +20,7 @@ from asyncflow.canonical import inputs_fingerprint, shown_inputs
 from asyncflow.context import TAGS, TRANSACTION
 from asyncflow.errors import AsyncflowError, NotSerializable
 from asyncflow.limits import Slots
+from asyncflow.naming import class_name
 from asyncflow.run import MISSING, Batch, Call, Item, Run
 from asyncflow.states import StateType
 from asyncflow.store.base import ResultKind, RunRow, TaskRow
@@ -612,8 +613,8 @@ def _by_type(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         try:
             part = inputs_fingerprint((name, value), {}, _token)
         except NotSerializable:
-            cls = type(value)
-            part = inputs_fingerprint((name, cls.__module__, cls.__qualname__), {})
+            module, qualname = class_name(type(value)).split(":", 1)
+            part = inputs_fingerprint((name, module, qualname), {})
         parts.append(part)
     return b"~" + b"".join(_digest(part) for part in parts)
 

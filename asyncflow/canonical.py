@@ -30,6 +30,7 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from asyncflow.errors import NotSerializable
+from asyncflow.naming import class_name
 
 Token: TypeAlias = Callable[[object], bytes | None]
 Step: TypeAlias = Callable[[Any], str]
@@ -204,7 +205,7 @@ def _norm(value: Any, depth: int, token: Token | None) -> Any:
     if kind is defaultdict:
         return _norm_dict(value, depth + 1, token, f"defaultdict of {factory_of(value)}")
     tag, cls, step, content = apart(value)
-    named = None if cls is None else f"{cls.__module__}:{cls.__qualname__}"
+    named = None if cls is None else class_name(cls)
     if type(content) is list:
         return _MARK, tag, named, _norm_items(content, depth + 1, token, step)
     if type(content) is dict:

@@ -49,6 +49,7 @@ from asyncflow.canonical import (
     name_of,
 )
 from asyncflow.errors import InvalidDefinition, NotSerializable, ResultUnreadable
+from asyncflow.naming import class_name, modules_called
 
 T = TypeVar("T")
 Builder: TypeAlias = Callable[[Any, Any], Any]
@@ -276,7 +277,7 @@ def _lower_other(value: Any, depth: int) -> dict[str, Any]:
     tag, cls, step, content = apart(value)
     tree: dict[str, Any] = {"$": tag}
     if cls is not None:
-        tree["c"] = _reference(value) if tag != "plugin" else _name(cls)
+        tree["c"] = _reference(value) if tag != "plugin" else class_name(cls)
     if type(content) is list:
         tree["v"] = _lower_items(content, depth + 2, step)
     elif type(content) is dict:
@@ -353,15 +354,10 @@ def _is_utf8(text: str) -> bool:
 def _reference(value: Any) -> str:
     """The name of the class of *value*, by which it will be found again."""
     cls = type(value)
-    name = _name(cls)
     module = sys.modules.get(cls.__module__)
     if module is None or _walk(module, cls.__qualname__) is not cls:
         raise Refused(value, "its class cannot be found by its name: define it in a module")
-    return name
-
-
-def _name(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
+    return class_name(cls)
 
 
 # --- the way back -----------------------------------------------------------------------------
@@ -406,12 +402,15 @@ def resolve(name: str) -> type:
     Raises:
         ResultUnreadable: there is no such class.
     """
-    module_name, colon, qualname = name.partition(":")
+    module, colon, qualname = name.partition(":")
     try:
-        if not (colon and module_name and qualname):
+        if not (colon and module and qualname):
             raise LookupError("that is not the name of a class")
-        module = sys.modules.get(module_name) or import_module(module_name)
-        found = _walk(module, qualname)
+        for known in modules_called(module):
+            found = _walk(known, qualname)
+            if isinstance(found, type):
+                return found
+        found = _walk(import_module(module), qualname)
         if not isinstance(found, type):
             raise LookupError("there is no such class")
     except (Exception, SystemExit) as error:
@@ -531,7 +530,7 @@ def _build_model(name: Any, state: dict[str, Any]) -> Any:
 
 
 def _build_plugin(name: Any, plain: list[Any]) -> Any:
-    known = {_name(cls): cls for cls in REGISTERED}
+    known = {class_name(cls): cls for cls in REGISTERED}
     # Where it is not known yet, importing its module may register it.
     cls = known.get(name) or resolve(name)
     if cls not in REGISTERED:

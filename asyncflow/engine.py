@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import platform
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Token, copy_context
@@ -33,6 +32,7 @@ from asyncflow.errors import (
     BlockingCall,
     InvalidOption,
     InvalidParameters,
+    ResultUnreadable,
     RunInterrupted,
     RunNotResumable,
     RunTaken,
@@ -1270,16 +1270,13 @@ class Engine:
         if name is None:
             return None
         find(row.flow_ref, row.flow_name)  # imports the module of the flow
-        module, _, path = name.partition(":")
-        found: Any = sys.modules.get(module)
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        if found is None:
+        try:
+            return codec.resolve(name)
+        except ResultUnreadable:
             raise UnknownFlow(
                 f"the model {name} that the answer must fit cannot be found here: answer in the"
                 " process that runs the flow, or declare the model at the top of its module"
-            )
-        return found
+            ) from None
 
     def _cancel_live(self, run: Run) -> None:
         if run.call is not None and run.parent is not None:

@@ -16,6 +16,7 @@ import orjson
 
 from asyncflow import codec
 from asyncflow.errors import RecordedFailure
+from asyncflow.naming import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -157,7 +158,7 @@ _OURS = frozenset({"__notes__", _CALLS, _ROLLED_BACK})
 def _record(exc: BaseException, depth: int, budget: Iterator[int]) -> Record:
     cls = type(exc)
     made: Record = {
-        "type": f"{cls.__module__}:{cls.__qualname__}",
+        "type": class_name(cls),
         "text": _message(exc),
         "args": None,
         "state": _state(exc),

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 import weakref
 from collections.abc import Callable
@@ -19,12 +20,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from asyncflow.errors import UnknownFlow
+from asyncflow.naming import is_from_file, loaded_from_file, module_name, modules_called
 
 if TYPE_CHECKING:
     from asyncflow.flows import Flow
 
 _DIGESTS: weakref.WeakKeyDictionary[Callable[..., Any], str] = weakref.WeakKeyDictionary()
-_FLOWS: weakref.WeakValueDictionary[str, Flow[..., Any]] = weakref.WeakValueDictionary()
+#: Flows by key and file: two files of one name are two modules, though both are called alike.
+_FLOWS: weakref.WeakValueDictionary[tuple[str, str | None], Flow[..., Any]] = (
+    weakref.WeakValueDictionary()
+)
 
 
 def register(flow: Flow[..., Any], *, replace: bool = True) -> None:
@@ -32,8 +37,9 @@ def register(flow: Flow[..., Any], *, replace: bool = True) -> None:
 
     A copy with other options (*replace* is False) does not, unless it has a name of its own.
     """
-    if replace or flow.key not in _FLOWS:
-        _FLOWS[flow.key] = flow
+    at = (flow.key, _file_of(flow))
+    if replace or at not in _FLOWS:
+        _FLOWS[at] = flow
 
 
 def keep_last() -> dict[str, int]:
@@ -47,17 +53,29 @@ def keep_last() -> dict[str, int]:
 
 def reference(flow: Flow[..., Any]) -> str:
     """Where the code of a flow is, as JSON for the store."""
-    module = getattr(flow.fn, "__module__", None) or ""
-    file = getattr(sys.modules.get(module), "__file__", None)
+    module = _module_of(flow)
     return json.dumps(
         {
             "key": flow.key,
-            "module": module,
+            "module": module if module == "__main__" else module_name(module),
             "qualname": getattr(flow.fn, "__qualname__", flow.name),
-            "file": str(Path(file).resolve()) if file else None,
+            "file": _file_of(flow),
             "source": source_digest(flow.fn),
         }
     )
+
+
+def _module_of(flow: Flow[..., Any]) -> str:
+    name = getattr(flow.fn, "__module__", None) or ""
+    script = sys.modules.get("__main__")
+    # A script that was found by its name, with ``python -m``, can be found by it again.
+    named = name == "__main__" and getattr(script, "__spec__", None) is not None
+    return module_name(name) if named else name
+
+
+def _file_of(flow: Flow[..., Any]) -> str | None:
+    file = getattr(sys.modules.get(getattr(flow.fn, "__module__", None) or ""), "__file__", None)
+    return str(Path(file).resolve()) if file else None
 
 
 def source_digest(fn: Callable[..., Any]) -> str | None:
@@ -89,21 +107,24 @@ def find(stored: str, name: str) -> Flow[..., Any]:
         key, module, file = ref["key"], ref["module"], ref["file"]
     except (ValueError, KeyError, TypeError):
         raise UnknownFlow(f"the run of flow {name!r} does not say where its code is") from None
-    known = _FLOWS.get(key)
+    known = _known(key, file)
     if known is not None:
         return known
     reasons = []
     loads: list[Callable[[], object]] = [lambda: _import(module), lambda: load_file(file)]
+    if "." not in module:
+        # Other folders may have a module of this name.
+        loads.reverse()
     for load in loads:
         try:
             load()
-        except Exception as error:
-            reasons.append(str(error))
+        except (Exception, SystemExit) as error:
+            reasons.append(_reason(error))
             continue
-        known = _FLOWS.get(key)
+        known = _known(key, file)
         if known is not None:
             return known
-    same_name = [f for f in _FLOWS.values() if f.name == name]
+    same_name = [f for f in _FLOWS.values() if f.name == name and _may_be(f, file)]
     if len(same_name) == 1:
         return same_name[0]
     where = file or module
@@ -114,27 +135,58 @@ def find(stored: str, name: str) -> Flow[..., Any]:
     )
 
 
+def _known(key: str, file: str | None) -> Flow[..., Any] | None:
+    """The flow of this key that was declared in *file*, or else may stand for it."""
+    exact = _FLOWS.get((key, file))
+    if exact is not None:
+        return exact
+    found = [f for (known, _), f in list(_FLOWS.items()) if known == key and _may_be(f, file)]
+    return found[-1] if found else None
+
+
+def _may_be(flow: Flow[..., Any], file: str | None) -> bool:
+    """Whether a flow may be one that was declared in *file*, which is another than its own.
+
+    A module that is imported by its name may have moved, as with each release of a service. What
+    was loaded from a file is no other file that is there, though both have the same name.
+    """
+    own = _file_of(flow)
+    return (
+        own == file or not is_from_file(flow.fn.__module__) or not (file and os.path.exists(file))
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return "it ends the program when it is imported"
+    return str(error)
+
+
 def _import(module: str) -> ModuleType | None:
     if not module or module == "__main__":
         return None
     return importlib.import_module(module)
 
 
-def load_file(file: str | None) -> ModuleType | None:
-    """Import a Python file under the name of its stem, once."""
+def load_file(file: str | None, name: str | None = None) -> ModuleType | None:
+    """Import a Python file once.
+
+    Args:
+        file: its path; without one, nothing is done.
+        name: under which name, in `sys.modules`; the stem of the file, if that is free.
+    """
     if not file:
         return None
     path = Path(file).resolve()
-    name = path.stem
-    loaded = sys.modules.get(name)
-    if loaded is not None and _same_file(loaded, path):
-        return loaded
+    for known in modules_called(path.stem):
+        if _same_file(known, path):
+            return known
     main = sys.modules.get("__main__")
     if main is not None and _same_file(main, path):
         return main
-    if loaded is not None:
-        # Another module has this name: this one gets one of its own.
-        name = f"{name}_{abs(hash(str(path)))}"
+    # Where another module has its name, this one has to have another; the same in each process.
+    alias = f"{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    name = name or (alias if path.stem in sys.modules else path.stem)
     if not path.is_file():
         raise UnknownFlow(f"there is no file {path}")
     if (path.parent / "__init__.py").exists():
@@ -146,11 +198,14 @@ def load_file(file: str | None) -> ModuleType | None:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    # By both, so that what another process has pickled by one of them is found.
+    sys.modules[name] = sys.modules[alias] = module
+    loaded_from_file(name, path.stem)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)
+        sys.modules.pop(alias, None)
         raise
     return module
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from hashlib import blake2b
 from string import Formatter
 from typing import Any
 
 from asyncflow import nested
-from asyncflow.errors import InvalidParameters
+from asyncflow.canonical import fingerprint
+from asyncflow.errors import InvalidParameters, NotSerializable
 from asyncflow.limits import Slots
+from asyncflow.naming import module_name
 from asyncflow.run import MISSING, Call, Options
 from asyncflow.states import StateType
 
@@ -310,16 +313,18 @@ def format_name(template: str, arguments: dict[str, Any]) -> str:
         ) from None
 
 
-def module_name(fn: Callable[..., Any]) -> str:
-    """The module of a function, the same whether its file is run as a script or imported."""
-    name = getattr(fn, "__module__", None) or "?"
-    if name != "__main__":
-        return str(name)
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    return Path(file).stem if file else "__main__"
-
-
 def task_key(fn: Callable[..., Any], name: str | None) -> str:
     """What identifies a task or flow across processes."""
-    own = getattr(fn, "__qualname__", None) or repr(fn)
-    return f"{module_name(fn)}:{name or own}"
+    module = module_name(getattr(fn, "__module__", None) or "?")
+    return f"{module}:{name or getattr(fn, '__qualname__', None) or _made_of(fn)}"
+
+
+def _made_of(fn: Any) -> str:
+    """What tells a partial, or an object that can be called, from others of its kind."""
+    parts: Any = fn
+    if isinstance(fn, functools.partial):
+        parts = (task_key(fn.func, None), fn.args, fn.keywords)
+    try:
+        return f"{type(fn).__qualname__} {blake2b(fingerprint(parts), digest_size=8).hexdigest()}"
+    except NotSerializable:
+        return type(fn).__qualname__  # as among inputs, it counts by its type

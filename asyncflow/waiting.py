@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from asyncflow import drive as driving
+from asyncflow.naming import class_name
 from asyncflow.run import Call, Run
 from asyncflow.states import StateType
 from asyncflow.store.base import MessageRow
@@ -63,7 +64,7 @@ class Wait:
         if self.name is not None:
             told["message"] = self.name
         if self.model is not None:
-            told["model"] = f"{self.model.__module__}:{self.model.__qualname__}"
+            told["model"] = class_name(self.model)
             told["schema"] = self.model.model_json_schema()
         return json.dumps(told).encode()
 

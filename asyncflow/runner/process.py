@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncflow.errors import NotSerializable, RecordedFailure, WorkerLost
+from asyncflow.naming import is_from_file
 from asyncflow.runner.worker import _SIZE, frame
 
 
@@ -146,6 +147,7 @@ def _request(
         "module": module,
         "qualname": qualname,
         "main": main,
+        "file": None if main or not is_from_file(module) else sys.modules[module].__file__,
         "inputs": inputs,
         "path": sys.path,
         "folder": str(Path.cwd()),

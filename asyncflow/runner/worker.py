@@ -24,6 +24,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
+from asyncflow.registry import load_file
+
 _SIZE = struct.Struct(">Q")
 #: The script whose functions are asked for, once it has been loaded. (Not told by `sys.modules`:
 #: importing `multiprocessing` sets ``__mp_main__`` to whatever is the main module.)
@@ -57,12 +59,18 @@ class _Forward(logging.Handler):
             self._send(("log", record.name, record.levelno, record.getMessage()))
 
 
-def _find(module: str, qualname: str, main: str | None) -> Any:
+def _find(module: str, qualname: str, main: str | None, file: str | None) -> Any:
     """The function, or the task that wraps it, at ``module:qualname``."""
-    if main is not None and main not in _MAINS:
-        _MAINS.append(main)
-        _load_main(main)
-    found: Any = sys.modules["__main__"] if main is not None else importlib.import_module(module)
+    found: Any
+    if main is not None:
+        if main not in _MAINS:
+            _MAINS.append(main)
+            _load_main(main)
+        found = sys.modules["__main__"]
+    elif file is not None:
+        found = load_file(file, module)
+    else:
+        found = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
     return getattr(found, "fn", found)
@@ -77,7 +85,7 @@ def _load_main(path: str) -> None:
 
 
 def _run(request: dict[str, Any]) -> Any:
-    function = _find(request["module"], request["qualname"], request["main"])
+    function = _find(request["module"], request["qualname"], request["main"], request["file"])
     args, kwargs = pickle.loads(request["inputs"])  # noqa: S301 - from our own parent
     result = function(*args, **kwargs)
     if inspect.iscoroutine(result):
