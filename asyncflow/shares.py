@@ -36,6 +36,7 @@ class Demand(NamedTuple):
     used: float  #: units in use by this engine now; it keeps those
     wanted: float  #: units that it could use, with those
     period: float | None  #: of a rate, in seconds
+    idle: bool = False  #: it wants them only because it had use for them a while ago
 
 
 class Part(NamedTuple):
@@ -88,6 +89,8 @@ def divide(
             behind = behind or (not row.units and row.since < since)
     alone = interested == 1
     wanted = demand.whole if alone and demand.wanted else min(demand.wanted, demand.whole)
+    if pressed and demand.idle:
+        wanted = 0.0  # others have use for them now
     size = min(wanted, demand.whole - taken)
     if pressed:
         fair = floor(demand.whole / interested)

@@ -131,11 +131,10 @@ class Sharing:
         else:
             self._idle[limit.name] = self._idle.get(limit.name, 0) + 1
         wanted = used + waiting
-        if self._idle[limit.name] > IDLE:
-            wanted = 0.0
-        elif not wanted and limit.share:
+        idle = not wanted
+        if idle and limit.share and self._idle[limit.name] <= IDLE:
             wanted = 1.0
-        return Demand(limit.name, limit.whole, used, wanted, period)
+        return Demand(limit.name, limit.whole, used, wanted, period, idle)
 
     def _used(self, limit: Limit) -> float:
         """What of it cannot be given to others now."""

@@ -18,8 +18,8 @@ class Table:
         self.dead: set[int] = set()
         self.now = 100.0
 
-    def ask(self, engine: int, wanted: float, used: float = 0.0) -> float:
-        demand = Demand("x", self.whole, used, wanted, self.period)
+    def ask(self, engine: int, wanted: float, used: float = 0.0, idle: bool = False) -> float:
+        demand = Demand("x", self.whole, used, wanted, self.period, idle)
         rows = list(self.rows.values())
         part = divide(demand, engine, rows, lambda e: e not in self.dead, self.now)
         for row in part.gone:
@@ -79,6 +79,16 @@ def test_two_engines_take_turns_with_one_unit() -> None:
     table.now += QUANTUM
     assert table.ask(2, wanted=5) == 0
     assert table.ask(1, wanted=5) == 1
+
+
+def test_who_has_no_use_for_it_gives_the_only_unit_to_who_has() -> None:
+    table = Table(1)
+    assert table.ask(1, wanted=1, used=1) == 1
+    assert table.ask(2, wanted=1) == 0
+    assert table.ask(1, wanted=1, idle=True) == 0
+    assert 1 not in table.rows
+    assert table.ask(2, wanted=1) == 1
+    assert table.ask(2, wanted=1, idle=True) == 1, "nobody else wants it: it is kept for a while"
 
 
 def test_the_part_of_a_dead_engine_comes_back_at_once() -> None:
