@@ -63,7 +63,7 @@ from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.runner.threads import Threads
 from asyncflow.sharing import Sharing
 from asyncflow.spec import is_shielded
-from asyncflow.states import Failed, State, StateType, types_and_names
+from asyncflow.states import Failed, State, StateType, Unread, types_and_names
 from asyncflow.store.base import (
     ALL,
     EngineRow,
@@ -1489,7 +1489,11 @@ class Engine:
     def _task_value(self, row: Any) -> Any:
         if row.state != S.COMPLETED:
             return None
-        return self._value(row.result_kind, row.result, f"task run {row.task}-{row.seq}")
+        kind, result, what = row.result_kind, row.result, f"task run {row.task}-{row.seq}"
+        if kind == ResultKind.JSON:
+            return self._value(kind, result, what)
+        # Files may be large and pickles run code: not before somebody wants the value.
+        return Unread(lambda: self._value(kind, result, what))
 
     def stored_value(self, row: RunRow) -> Any:
         """The result of a stored run; an exception where it cannot be had."""

@@ -12,7 +12,7 @@ open a run again, and they begin a new epoch of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from asyncflow.errors import (
+    AsyncflowError,
     NotReady,
     RunCrashed,
     RunFailed,
@@ -91,6 +92,19 @@ def default_name(type_: StateType) -> str:
     return str(type_.value).capitalize()
 
 
+class Unread:
+    """A stored result that nobody has asked for yet: it may be large, or a pickle.
+
+    Attributes:
+        read: gives the value, or the error that tells why it cannot be had.
+    """
+
+    __slots__ = ("read",)
+
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self.read = read
+
+
 @dataclass(frozen=True, slots=True)
 class State(Generic[R]):
     """One state of one run, as it was when it was asked for.
@@ -156,16 +170,20 @@ class State(Generic[R]):
             ResultNotStored: it completed, but its result could not be kept.
             Exception: whatever the run failed with; `TaskCancelled` when it was cancelled.
         """
-        if self.type is S.COMPLETED and self.error is None:
-            return self.data
-        error = self._exception()
+        error = self.error
+        if self.type is S.COMPLETED and error is None:
+            if not isinstance(self.data, Unread):
+                return self.data
+            value = self.data.read()
+            if not isinstance(value, AsyncflowError):
+                return value
+            error = value
+        error = error or self._exception()
         if raise_on_failure:
             raise error
         return error
 
     def _exception(self) -> BaseException:
-        if self.error is not None:
-            return self.error
         if not self.is_final() and self.type is not S.PAUSED:
             return NotReady(f"the run is {self.name}: wait for it before asking for its result")
         text = self.message or f"the run is {self.name}"

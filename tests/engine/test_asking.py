@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Engine, InvalidOption, flow, task
+from asyncflow import Engine, InvalidOption, ResultUnreadable, flow, task
 
 
 @task
@@ -130,3 +130,51 @@ async def test_an_idempotency_key_that_is_a_number_is_its_text(store: Any) -> No
         second = await engine.submit(one, 1, idempotency_key="5")
         assert first.id == second.id
         await first
+
+
+UNPICKLED: list[int] = []
+
+
+class Telling:
+    """Tells when it is unpickled."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __reduce__(self) -> Any:
+        return _told, (self.n,)
+
+
+def _told(n: int) -> Telling:
+    UNPICKLED.append(n)
+    return Telling(n)
+
+
+@task(serializer="pickle")
+async def pickled(n: int) -> Telling:
+    return Telling(n)
+
+
+@task
+async def large(n: int) -> str:
+    return str(n) * 100_000
+
+
+async def test_results_in_files_and_pickles_are_read_when_they_are_asked_for(path: Path) -> None:
+    @flow
+    async def main() -> None:
+        await pickled(1)
+        await large(2)
+
+    async with Engine(path) as engine:
+        run = await engine.submit(main)
+        await run
+        first, second = await engine.task_runs(run.id)
+        assert UNPICKLED == []
+        value: Any = first.state.result()
+        assert (value.n, UNPICKLED) == (1, [1])
+        (file,) = path.parent.rglob("*.bin")
+        file.unlink()
+        with pytest.raises(ResultUnreadable, match="cannot be read"):
+            second.state.result()
+        assert isinstance(second.state.result(raise_on_failure=False), ResultUnreadable)
