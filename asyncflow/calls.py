@@ -76,7 +76,7 @@ class History:
         fresh: bool,
         void: frozenset[int] = frozenset(),
     ) -> None:
-        self.again = again | _never_seen(tasks, children) if again else again
+        self.again = again | _never_seen(tasks, children) if again and fresh else again
         self.fresh = fresh
         self.tasks = {row.identity: row for row in tasks}
         self.children = {row.parent_identity: row for row in children if row.parent_identity}

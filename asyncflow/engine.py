@@ -1074,7 +1074,8 @@ class Engine:
                 " that are made as before are kept, others run"
             )
         run = self.flows.revive(claimed, flow, values, None, fresh)
-        await self.flows.load(run, fresh)
+        # Where its next attempt has not begun, that begins now.
+        await self.flows.load(run, fresh or row.state == S.SCHEDULED)
         if not fresh:
             await self.flows.count_failures(run)
         if crashed and not self._may_recover(run, flow, row.state_at):

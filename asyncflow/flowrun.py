@@ -38,7 +38,7 @@ from asyncflow.resources import Opened
 from asyncflow.run import MISSING, Call, Item, Run
 from asyncflow.spec import Spec, flat, is_shielded, make_name
 from asyncflow.states import State, StateType
-from asyncflow.store.base import LogRow, ResultKind, RunRow, StateRow
+from asyncflow.store.base import LogRow, ResultKind, RunRow, StateRow, TaskRow
 from asyncflow.undone import Doom
 from asyncflow.undone import read as read_past
 from asyncflow.writer import uncancelled
@@ -224,12 +224,15 @@ class Flows:
     async def load(self, run: Run, fresh: bool) -> None:
         """Read what a former life of the run recorded."""
         store, pk = self._engine.store, run.pk
-        again = frozenset(run.failed_seqs) if fresh else frozenset()
+        story = [] if fresh or not run.failed_seqs else await self._engine.reader.states(pk)
 
         def read() -> tuple[Any, Any, Any]:
             return store.calls(pk), store.children(pk), store.marks(pk)
 
         tasks, children, marks = await self._engine.writer.do(read)
+        again = frozenset(run.failed_seqs)
+        if not fresh and again:
+            again = _not_yet_again(run, again, story, tasks, children)
         past = read_past(pk, marks, tasks, again, fresh)
         for mark in past.marks:
             self._engine.record_mark(mark)
@@ -241,7 +244,8 @@ class Flows:
         run.seq = max((row.seq for row in tasks), default=0)
         run.seq = max([run.seq, *(c.parent_seq or 0 for c in children)])
         run.extra.decisions.restore(marks)
-        run.failed_seqs = ()
+        # Recorded with the run, until it ends: a crash may come before they have run again.
+        run.failed_seqs = tuple(sorted(run.history.again))
 
     # --- a child run ----------------------------------------------------------------------------
 
@@ -283,7 +287,7 @@ class Flows:
         values = flow.parameters.bind(call.args, call.kwargs)
         run = self.revive(row, flow, values, call, parent.history.fresh)
         call.seq = row.parent_seq or call.seq
-        await self.load(run, parent.history.fresh)
+        await self.load(run, parent.history.fresh or row.state == S.SCHEDULED)
         if not parent.history.fresh:
             await self.count_failures(run)
         return run
@@ -704,7 +708,8 @@ class Flows:
         run.ended = engine.clock.time() if state is not S.PAUSED else None
         if state is S.COMPLETED:
             self._encode_result(run)
-        elif error is not None:
+            run.failed_seqs = ()
+        elif error is not None and state is not S.PAUSED:
             run.failed_seqs = ended_by(run, error)
         if run.history and state is not S.PAUSED:
             self._tell_changed(run)
@@ -822,6 +827,23 @@ class Flows:
 def _over(waits: asyncio.Future[None]) -> None:
     if not waits.done():
         waits.set_result(None)
+
+
+def _not_yet_again(
+    run: Run,
+    again: frozenset[int],
+    story: list[StateRow],
+    tasks: list[TaskRow],
+    children: list[RunRow],
+) -> frozenset[int]:
+    """Which of the calls that a new attempt of the run runs again have not done so yet."""
+    since = run.created
+    for row in story:
+        if row.state_name == "AwaitingRetry" or S(row.state).is_final:
+            since = row.time
+    ended = {row.seq: row.ended_at for row in tasks}
+    ended |= {row.parent_seq or 0: row.ended_at for row in children}
+    return frozenset(seq for seq in again if (ended.get(seq) or since + 1) <= since)
 
 
 def ended_by(run: Run, error: BaseException) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ def read(
             if owner:
                 void = _begins_anew(rows.get(owner), failures, again, fresh)
             else:
-                void = fresh and (stopped or not again.isdisjoint(seqs))
+                void = (fresh and stopped) or not again.isdisjoint(seqs)
             if not void:
                 continue
             known.add(mark.n)

@@ -24,9 +24,11 @@ from asyncflow import (
     UnknownRun,
     as_completed,
     flow,
+    runtime,
     task,
     wait,
 )
+from asyncflow.testing import crash_everywhere
 
 #: How many programs are tried; more by this variable of the environment.
 PROGRAMS = int(os.environ.get("ASYNCFLOW_PROGRAMS", "1000"))
@@ -549,3 +551,80 @@ async def test_what_an_answered_task_called_is_not_missed(
         broken = False
         assert await (await engine.resume(run.id)) == 1
     assert "not made again" not in caplog.text
+
+
+@task
+async def fails_in_the_first_attempt(x: int) -> int:
+    if runtime.flow_run.attempt == 1:
+        raise Doomed(str(x))
+    return x
+
+
+@flow(retries=1, retry_delay_seconds=0)
+async def tried_again() -> int:
+    await leaf("a", 0)
+    first = sum(await fails_in_the_first_attempt.map([1, 2]))
+    try:
+        await leaf("b", 0, True)
+    except Doomed:
+        first += await fails_in_the_first_attempt(3)
+    return first
+
+
+def test_a_crash_does_not_use_up_an_attempt_of_a_flow() -> None:
+    crash_everywhere(tried_again).check()
+
+
+@pytest.mark.parametrize("how", ["resume", "fork"])
+async def test_a_resume_that_is_killed_runs_again_what_ended_the_run(how: str) -> None:
+    healthy = False
+
+    @task
+    async def shaky(x: int) -> int:
+        if not healthy:
+            raise Doomed(str(x))
+        return x
+
+    @flow
+    async def main() -> int:
+        await leaf("a", 0)
+        return sum(await shaky.map([1, 2]))
+
+    at, died = 0, True
+    while died:
+        at += 1
+        store = MemoryStore()
+        healthy = False
+        async with Engine(store) as engine:
+            run = await engine.submit(main)
+            assert (await run.wait()).is_failed()
+        healthy = True
+        engine = Engine(store)
+        await engine.open()
+        write, left = store.write, at
+
+        def dying(*args: Any, **options: Any) -> bool:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                raise StoreError("the process died")
+            return write(*args, **options)
+
+        store.write = dying  # type: ignore[method-assign]
+        run_id = run.id
+        with contextlib.suppress(StoreError):
+            again = await getattr(engine, how)(run.id)
+            run_id = again.id
+            await again.wait()
+        died = left <= 0
+        await engine.aclose()
+        store.write = write  # type: ignore[method-assign]
+        async with Engine(store) as engine:
+            state = (await engine.get_run(run_id)).state
+            if state.is_failed():
+                assert died  # before it was recorded that the run goes on
+                continue
+            if not state.is_final():
+                await engine.recover()
+                state = await engine.wait(run_id)
+            assert state.is_completed(), (at, state)
