@@ -379,7 +379,7 @@ class Engine:
         self._watching: asyncio.TimerHandle | None = None
         self._watchful = False
         self.retention = Retention(self, self._retention_days, keep_last)
-        self.retention.start()
+        self._start_retention()
         self._open = True
         self._joined()  # others may have come meanwhile
 
@@ -390,6 +390,9 @@ class Engine:
 
     def _make_machine(self, recording: bool, at_once: bool) -> Machine:
         return Machine(recording, at_once)
+
+    def _start_retention(self) -> None:
+        self.retention.start()
 
     def _make_threads(self) -> Threads:
         return Threads("asyncflow-thread", self.loop)

@@ -218,6 +218,9 @@ class VirtualEngine(Engine):
         assert isinstance(self.loop, VirtualLoop)
         return _InlineWriter(self.loop, self._chance, here=self.durability != "full")
 
+    def _start_retention(self) -> None:
+        """Only when asked to: what other flows this process knows must decide nothing here."""
+
     def _make_threads(self) -> Threads:
         assert isinstance(self.loop, VirtualLoop)
         return _InlineThreads(self.loop, self._chance)
