@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from asyncflow import Engine, MemoryStore, SqliteStore, flow, task
 
 CONCURRENCY = 100
+ROOT = Path(__file__).parents[1]
 
 
 async def nothing(i: int) -> int:
@@ -191,6 +193,97 @@ async def resume(s: Sizes) -> Result:
     return Result(name, ratio, "x raw", 1.5, 0.7, {"ours s": ours, "raw s": reference})
 
 
+@task
+async def one_step(i: int) -> int:
+    return i
+
+
+@flow
+async def steps_then_wait(n: int) -> int:
+    total = sum([await one_step(i) for i in range(n)])
+    if DYING:
+        await asyncio.Event().wait()
+    return total
+
+
+@flow(max_concurrency=CONCURRENCY)
+async def fan_then_die(n: int) -> int:
+    total = len(await TASKS["nothing"].map(range(n)))
+    if DYING:
+        os._exit(0)
+    return total
+
+
+#: In a process that is to die in the middle.
+DYING: list[int] = []
+
+#: A process that begins so many runs, and dies once the calls of all are on disk.
+DIES = """
+import asyncio, os, sys
+from benchmarks import cases
+async def main(name, runs, n, path):
+    cases.DYING.append(1)
+    async with cases.Engine(path) as engine:
+        for _ in range(runs):
+            await engine.submit(getattr(cases, name), n)
+        while [r for r in await engine.runs(limit=runs) if len(await engine.task_runs(r.id)) < n]:
+            await asyncio.sleep(0.05)
+        os._exit(0)
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
+"""
+
+
+async def _recovered(path: Path) -> float:
+    """Seconds from the start of an engine until all that a dead one left has completed."""
+    began = time.perf_counter()
+    async with Engine(path) as engine:
+        for run in await engine.recover():
+            await run
+    return time.perf_counter() - began
+
+
+async def recover_calls(s: Sizes) -> Result:
+    """A run whose process died after its tasks completed, in a fresh engine."""
+    ours, reference = [], []
+    for _ in range(max(3, s.rounds // 2)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "bench.db"
+            await asyncio.to_thread(_child, ["-c", DIES, "fan_then_die", "1", str(s.resume), path])
+            reference.append(await _timed(raw(nothing, s.resume)))
+            ours.append(await _recovered(path))
+    ratio = statistics.median(ours) / statistics.median(reference)
+    name = f"recovery of a run of {s.resume:,} calls"
+    return Result(name, ratio, "x raw", 1.5, 0.7, {"ours s": ours, "raw s": reference})
+
+
+async def recover_runs(s: Sizes) -> Result:
+    """Many runs of a process that died, each with five completed calls."""
+    samples = []
+    for _ in range(max(3, s.rounds // 2)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "bench.db"
+            await asyncio.to_thread(
+                _child, ["-c", DIES, "steps_then_wait", str(s.chain), "5", path]
+            )
+            samples.append(await _recovered(path))
+    name = f"recovery of {s.chain:,} runs"
+    return Result(name, statistics.median(samples), "s", 2, 1, {"s": samples})
+
+
+async def simulation(s: Sizes) -> Result:
+    """One trial of a flow of some twenty calls: run, crash, recover, compare."""
+    code = "from tests.simulation import mixed; from asyncflow.testing import simulate; " + (
+        "import sys, time; simulate(mixed, seeds=3); began = time.perf_counter(); "
+        "n = int(sys.argv[1]); simulate(mixed, seeds=range(100, 100 + n)).check(); "
+        "print((time.perf_counter() - began) / n * 1e3)"
+    )
+    seeds = str(max(5, s.chain // 10))
+    samples = [float(await asyncio.to_thread(_child, ["-c", code, seeds])) for _ in range(3)]
+    return Result(
+        "one seed of a simulated flow", statistics.median(samples), "ms", 33, 20, {"ms": samples}
+    )
+
+
 async def growth(s: Sizes) -> Result:
     """The cost of a task among many over that among few; a map, durability off."""
     few, many = [], []
@@ -259,6 +352,27 @@ async def memory(s: Sizes) -> Result:
     return Result("memory kept per finished task", kept[0], "B", 160, 64, {"B": kept})
 
 
+async def released(s: Sizes) -> Result:
+    """What an engine keeps of a finished task once its flow has ended and its run is let go."""
+    n = min(s.resume, 50_000)
+    kept: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        async with Engine(_store(folder, "strict")) as engine:
+            await engine.run(fan_out, "once", n)
+            tracemalloc.start()
+            try:
+                before = tracemalloc.get_traced_memory()[0]
+                for rounds in range(1, 4):
+                    await engine.run(fan_out, "once", n)
+                    gc.collect()
+                    grown = tracemalloc.get_traced_memory()[0] - before
+                    kept.append(grown / n / rounds)
+            finally:
+                tracemalloc.stop()
+    value = max(0.0, kept[-1])
+    return Result("memory kept per task of an ended flow", value, "B", 1, 0.5, {"B": kept})
+
+
 async def importing(s: Sizes) -> Result:
     samples = [_seconds(["-c", "import asyncflow"]) * 1e3 for _ in range(s.rounds + 2)]
     return Result("import asyncflow", statistics.median(samples), "ms", 150, 80, {"ms": samples})
@@ -293,8 +407,10 @@ async def handover(s: Sizes) -> Result:
     return Result("hand-over of a slot", statistics.median(gaps), "ms", 1.0, 0.1, {"ms": gaps[:50]})
 
 
-def _child(args: list[str]) -> str:
-    done = subprocess.run([sys.executable, *args], check=True, capture_output=True, text=True)
+def _child(args: Sequence[str | Path]) -> str:
+    done = subprocess.run(
+        [sys.executable, *args], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     return done.stdout
 
 
@@ -313,15 +429,19 @@ CASES: dict[str, Callable[[Sizes], Awaitable[Result]]] = {
     "timeout-once": timeout_once,
     "chain": chain,
     "resume": resume,
+    "recover-calls": recover_calls,
+    "recover-runs": recover_runs,
+    "simulation": simulation,
     "growth": growth,
     "stream": stream,
     "memory": memory,
+    "released": released,
     "import": importing,
     "help": helping,
     "handover": handover,
 }
 
 #: Cases that have nothing to do with the event loop: measured once.
-LOOPLESS = frozenset({"stream", "memory", "import", "help"})
+LOOPLESS = frozenset({"simulation", "stream", "memory", "released", "import", "help"})
 
 __all__ = ["CASES", "LOOPLESS", "Result", "Sizes"]
