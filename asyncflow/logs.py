@@ -7,6 +7,7 @@ what cannot be kept is counted, and the count is logged.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import functools
 import io
@@ -78,6 +79,10 @@ class LogCapture(logging.Handler):
     def _later(self) -> None:
         self._engine.loop.call_later(DELAY, self.flush)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._engine.loop
+
     def flush(self) -> None:
         """Hand what has gathered to the journal; on the loop's thread."""
         self._waiting = False
@@ -101,6 +106,13 @@ class LogCapture(logging.Handler):
 
 
 _FORMATTER = logging.Formatter()
+
+
+def forget(loop: asyncio.AbstractEventLoop) -> None:
+    """Take off the handlers of engines that ended with this loop and could not close."""
+    for handler in logging.root.handlers[:]:
+        if isinstance(handler, LogCapture) and handler.loop is loop:
+            logging.root.removeHandler(handler)
 
 
 def capture(engine: Engine) -> LogCapture:

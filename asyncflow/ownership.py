@@ -90,7 +90,8 @@ class MemoryLock:
         store: the store.
         engine: the engine's id in it.
         loop: on which the engine runs.
-        joined: told, on that loop, when another engine comes to use the store too.
+        joined: a method that is told, on that loop, when another engine comes to use the store
+            too. It does not keep its engine alive.
     """
 
     _ALL: ClassVar[weakref.WeakKeyDictionary[object, dict[int, MemoryLock]]] = (
@@ -106,12 +107,15 @@ class MemoryLock:
     ) -> None:
         self._engine = engine
         self._loop = loop
-        self._joined = joined
+        # Weakly: through its engine it would keep the store alive, whose entry here holds it.
+        self._joined = weakref.WeakMethod(joined)
         self._held = self._ALL.setdefault(store, {})
         self._held[engine] = self
         for other in self.others():
-            with contextlib.suppress(RuntimeError):  # its loop has been closed just now
-                other._loop.call_soon_threadsafe(other._joined)
+            told = other._joined()
+            if told is not None:
+                with contextlib.suppress(RuntimeError):  # its loop has been closed just now
+                    other._loop.call_soon_threadsafe(told)
 
     def others(self) -> list[MemoryLock]:
         """Those of the other living engines on the store."""

@@ -25,7 +25,7 @@ from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from asyncflow import failures
+from asyncflow import failures, logs
 from asyncflow.engine import Engine
 from asyncflow.errors import RunNotResumable, StoreError, UnknownRun
 from asyncflow.machine import Machine
@@ -586,6 +586,7 @@ def _bury(loop: VirtualLoop, world: _World | None) -> None:
     if world is not None and left:
         names = ", ".join(sorted(task.get_name() for task in left))
         world.problems.append(f"tasks outlived their engine: {names}")
+    logs.forget(loop)
     before = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
@@ -595,6 +596,7 @@ def _bury(loop: VirtualLoop, world: _World | None) -> None:
             if coro is not None:
                 with contextlib.suppress(BaseException):
                     coro.close()
+            _forget_scopes(task)
         del left
         with warnings.catch_warnings():
             # Of coroutines that were about to be started when it all ended.
@@ -602,6 +604,14 @@ def _bury(loop: VirtualLoop, world: _World | None) -> None:
             loop.close()
     finally:
         sys.unraisablehook = before
+
+
+def _forget_scopes(task: asyncio.Task[Any]) -> None:
+    """anyio keeps a task for as long as a scope is open in it; nobody will close those now."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from anyio._backends import _asyncio as backend
+
+        backend._task_states.pop(task, None)
 
 
 def _check_rows(store: MemoryStore, world: _World) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,22 @@ def test_a_crash_at_any_checkpoint_changes_nothing(which: str) -> None:
     found = testing.crash_everywhere(getattr(simulation, which))
     found.check()
     assert found.trials == found.crashes > 10
+
+
+def test_what_has_been_simulated_leaves_memory() -> None:
+    simulated: list[weakref.ref[Engine]] = []
+    made = testing._SimEngine.__init__
+
+    def noted(self: Any, *args: Any) -> None:
+        made(self, *args)
+        simulated.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testing._SimEngine, "__init__", noted)
+        testing.simulate(simulation.mixed, seeds=40).check()
+    gc.collect()
+    assert len(simulated) > 60
+    assert sum(engine() is not None for engine in simulated) <= 1
 
 
 def test_a_seed_is_the_same_in_every_process() -> None:
