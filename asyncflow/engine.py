@@ -67,6 +67,7 @@ from asyncflow.states import Failed, State, StateType, Unread, types_and_names
 from asyncflow.store.base import (
     ALL,
     EngineRow,
+    EventQuery,
     LimitRow,
     LogQuery,
     LogRow,
@@ -1538,15 +1539,36 @@ class Engine:
         )
 
     async def events(
-        self, run_id: str | None = None, *, limit: int = 200, cursor: str | None = None
+        self,
+        run_id: str | None = None,
+        *,
+        kinds: str | Iterable[str] = (),
+        since: datetime | float | None = None,
+        newest: bool = False,
+        limit: int = 200,
+        cursor: str | None = None,
     ) -> Listing[Event]:
-        """The moves of one flow run, or of all, oldest first."""
+        """What happened, to one flow run or at all, oldest first.
+
+        Args:
+            kinds: only these, such as "flow-run.Failed"; "task-run.*" is all that begin so.
+            since: from then on: aware, or seconds since the epoch.
+            newest: newest first.
+        """
         await self._written()
         pk = None if run_id is None else (await self._row(run_id)).pk
-        page = await self.reader.events(pk, _cursor(cursor) or 0, _limit(limit))
-        ids = await self.reader.run_ids(sorted({row.run for _, row in page.rows}))
+        query = EventQuery(
+            run=pk,
+            kinds=(kinds,) if isinstance(kinds, str) else tuple(kinds),
+            since=since.timestamp() if isinstance(since, datetime) else since,
+            after=_cursor(cursor) or 0,
+            newest=newest,
+            limit=_limit(limit),
+        )
+        page = await self.reader.events(query)
+        infos = await self.reader.run_infos(sorted({row.run for row in page.rows} - {0}))
         return Listing(
-            [Event.of_row(ids.get(row.run, ""), row) for _, row in page.rows],
+            [Event.of_row(infos[r.run].id if r.run in infos else "", r) for r in page.rows],
             str(page.next_cursor) if page.next_cursor is not None else None,
         )
 

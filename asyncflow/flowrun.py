@@ -78,6 +78,9 @@ class Extra:
     transactions: int = 0  # that are open in its body
     doomed: dict[int, Doom] = field(default_factory=dict)  # by the numbers of their calls
     origin: str | None = None
+    deployment: str | None = None
+    scheduled_at: float | None = None
+    cause: str | None = None
     unrecorded: bool = False  # its end could not be stored, so it has not ended
 
 
@@ -102,6 +105,41 @@ class Flows:
     ) -> tuple[Run, bool]:
         """A new run, durable when this returns; or the one that has the idempotency key."""
         engine = self._engine
+        run, row, state = self.prepare(
+            flow,
+            args,
+            kwargs,
+            parent=parent,
+            idempotency_key=idempotency_key,
+            tags=tags,
+            run_name=run_name,
+        )
+        row, created = await engine.create_run(row, state)
+        if not created:
+            return engine.live_or_stored(row, flow), False
+        self.adopt(run, row)
+        return run, True
+
+    def prepare(
+        self,
+        flow: Flow[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        parent: Call | None = None,
+        idempotency_key: str | None = None,
+        tags: frozenset[str] = frozenset(),
+        run_name: str | None = None,
+        deployment: str | None = None,
+        scheduled_at: float | None = None,
+        cause: str | None = None,
+    ) -> tuple[Run, RunRow, StateRow]:
+        """A new run, and the rows by which it is to be stored.
+
+        Raises:
+            InvalidParameters: the arguments do not fit, or cannot be stored.
+        """
+        engine = self._engine
         values = flow.parameters.check(flow.parameters.bind(args, kwargs))
         engine.learn_secrets(values)
         run = Run(new_run_id(engine.clock.time()), 0, flow, engine, engine.clock.time())
@@ -115,18 +153,20 @@ class Flows:
             flow.parameters.store(values, engine.masker),
             *flow.parameters.split(values),
             Decisions(run, engine.record_mark),
+            deployment=deployment,
+            scheduled_at=scheduled_at,
+            cause=cause,
         )
         if flow.options.timeout is not None:
             run.deadline = run.created + flow.options.timeout
         row = rows.run_row(run, engine.id, run.created)
-        state = StateRow(0, run.created, row.state, row.state_name, "", run.epoch)
-        row, created = await engine.create_run(row, state)
-        if not created:
-            return engine.live_or_stored(row, flow), False
+        return run, row, StateRow(0, run.created, row.state, row.state_name, "", run.epoch)
+
+    def adopt(self, run: Run, row: RunRow) -> None:
+        """A prepared run has been stored."""
         run.pk = row.pk
         run.extra.root = row.root
         self._bind(run)
-        return run, True
 
     async def fork(
         self, row: RunRow, flow: Flow[..., Any], values: dict[str, Any], below: int
@@ -217,6 +257,9 @@ class Flows:
             Decisions(run, engine.record_mark),
         )
         run.extra.origin = row.origin
+        run.extra.deployment = row.deployment
+        run.extra.scheduled_at = row.scheduled_at
+        run.extra.cause = row.cause
         run.phase = S.SCHEDULED
         self._bind(run)
         return run

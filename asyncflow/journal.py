@@ -19,9 +19,11 @@ from asyncflow import rows
 from asyncflow.errors import StoreError
 from asyncflow.machine import Machine
 from asyncflow.run import Call, Item, Run
+from asyncflow.states import StateType
 from asyncflow.store.base import (
     AttemptRow,
     CacheRow,
+    EventRow,
     LogRow,
     MarkRow,
     ReadableStore,
@@ -31,6 +33,8 @@ from asyncflow.store.base import (
     Writes,
 )
 from asyncflow.writer import Writer
+
+_COMPLETED = StateType.COMPLETED
 
 #: Calls in one transaction, at most. Beyond it the loop takes a turn in between.
 MOST = 512
@@ -82,6 +86,7 @@ class Journal:
         self._states: list[StateRow] = []
         self._marks: list[MarkRow] = []
         self._cache: list[CacheRow] = []
+        self._events: list[EventRow] = []
         self._epochs: dict[int, int] = {}
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._gathered = 0  # transactions begun
@@ -115,6 +120,11 @@ class Journal:
         self._cache.append(row)
         self.soon()
 
+    def event(self, row: EventRow) -> None:
+        """Something happened that is no move of a flow run."""
+        self._events.append(row)
+        self.soon()
+
     def soon(self) -> None:
         """See to it that what has gathered is written at the end of this turn of the loop."""
         if not self._scheduled and not self._writing:
@@ -135,6 +145,7 @@ class Journal:
             or self._states
             or self._attempts
             or self._cache
+            or self._events
         )
 
     # --- writing ------------------------------------------------------------------------------
@@ -211,6 +222,8 @@ class Journal:
                 fences[last.pk] = last.epoch
             if call.phase.is_final or call.retry_at is not None:
                 ends.append(call)
+                if call.phase is not _COMPLETED:
+                    self._events.append(rows.task_event(row))
         writes = Writes(
             tasks,
             list(self._runs.values()),
@@ -220,10 +233,12 @@ class Journal:
             self._marks,
             [],
             self._cache,
+            self._events,
             fences,
         )
         self._runs, self._attempts, self._logs = {}, [], []
-        self._states, self._marks, self._cache, self._epochs = [], [], [], {}
+        self._states, self._marks, self._cache = [], [], []
+        self._events, self._epochs = [], {}
         if self.hide is not None:
             self.hide(writes)
         if not writes and ends:

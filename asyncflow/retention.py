@@ -80,7 +80,9 @@ class Retention:
             expired = await engine.writer.do(lambda: engine.store.drop_cached(None, now, ROWS))
             await asyncio.sleep(BREATH)
         if self._days is not None:
-            gone += await self._remove(now - self._days * 86_400, None, 0)
+            before = now - self._days * 86_400
+            await self._remove_planned(before)
+            gone += await self._remove(before, None, 0)
         for flow, keep in self._keep_last().items():
             gone += await self._remove(now + 1, flow, keep)
         return gone
@@ -94,6 +96,19 @@ class Retention:
             gone += len(found)
             if len(found) < RUNS:
                 return gone
+
+    async def _remove_planned(self, before: float) -> None:
+        """Old ticks and deliveries, and events that belong to no run."""
+        store, writer = self._engine.store, self._engine.writer
+        steps: list[Callable[[], int]] = [
+            lambda: store.plan(lambda planning: planning.prune(before, ROWS)),
+            lambda: store.prune_events(before, ROWS),
+        ]
+        for step in steps:
+            gone = ROWS
+            while gone >= ROWS:
+                gone = await writer.do(step)
+                await asyncio.sleep(BREATH)
 
     async def _remove_run(self, pk: int) -> None:
         store, writer = self._engine.store, self._engine.writer

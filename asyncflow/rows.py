@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import TYPE_CHECKING, Any
 
 from asyncflow import codec, failures
 from asyncflow.errors import NotSerializable, ResultNotStored, ResultUnreadable
 from asyncflow.run import MISSING, Call, Item, Run
-from asyncflow.states import StateType
-from asyncflow.store.base import CacheRow, ResultKind, RunRow, TaskRow
+from asyncflow.states import StateType, default_name
+from asyncflow.store.base import CacheRow, EventRow, ResultKind, RunRow, TaskRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,25 @@ def task_row(call: Call, warn: Callable[[Call, Exception], None]) -> TaskRow:
         ),
     )
     return row
+
+
+def task_event(row: TaskRow) -> EventRow:
+    """What happened to a task run that did not complete, or is tried again."""
+    state = StateType(row.state)
+    name = row.state_name or default_name(state)
+    payload = {"task": row.task, "attempt": row.attempt, "tags": row.tags}
+    return EventRow(
+        0,
+        row.run,
+        row.ended_at or row.started_at or row.created_at,
+        state.value,
+        name,
+        row.message[:500],
+        0,
+        f"task-run.{name}",
+        row.seq,
+        json.dumps(payload).encode(),
+    )
 
 
 def item_row(item: Item, warn: Callable[[Call, Exception], None]) -> TaskRow:
@@ -206,4 +226,7 @@ def run_row(run: Run, engine: int | None, now: float) -> RunRow:
         wake_at=extra.wake_at,
         waits_for=extra.waits_for,
         origin=extra.origin,
+        deployment=extra.deployment,
+        scheduled_at=extra.scheduled_at,
+        cause=extra.cause,
     )

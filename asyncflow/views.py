@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from asyncflow.run import Call
 from asyncflow.states import State, StateType, default_name
 
 if TYPE_CHECKING:
-    from asyncflow.store.base import LogRow, RunRow, StateRow, TaskRow
+    from asyncflow.store.base import EventRow, LogRow, RunRow, TaskRow
 
 T = TypeVar("T")
 
@@ -140,24 +141,46 @@ class LogLine:
 
 @dataclass(slots=True, kw_only=True)
 class Event:
-    """One move of a flow run."""
+    """Something that happened.
 
+    Attributes:
+        id: larger than those of all earlier events.
+        kind: such as "flow-run.Completed", "task-run.Failed", "schedule.skipped", or what
+            `emit_event` was given.
+        time: when, aware, in UTC.
+        run_id, task_run_id: what it is about; "" and None where it is about no run.
+        state: of moves of flow runs and task runs; None of others.
+        name: the state's name, or the last part of the kind.
+        message: in words; it may be empty.
+        epoch: how often the run had been claimed.
+        payload: what belongs to it, as plain JSON.
+    """
+
+    id: int
+    kind: str
     time: datetime
     run_id: str
-    state: StateType
+    task_run_id: str | None
+    state: StateType | None
     name: str
     message: str
     epoch: int
+    payload: Any
 
     @classmethod
-    def of_row(cls, run_id: str, row: StateRow) -> Event:
+    def of_row(cls, run_id: str, row: EventRow) -> Event:
+        kind = row.called
         return cls(
+            id=row.id,
+            kind=kind,
             time=datetime.fromtimestamp(row.time, UTC),
             run_id=run_id,
-            state=StateType(row.state),
-            name=row.state_name,
+            task_run_id=f"{run_id}-{row.seq}" if row.seq is not None else None,
+            state=StateType(row.state) if row.state else None,
+            name=row.state_name or kind.rpartition(".")[2],
             message=row.message,
             epoch=row.epoch,
+            payload=json.loads(row.payload) if row.payload is not None else None,
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from asyncflow.shares import Demand, Part
+from asyncflow.store.planning import Planning, Question
 
 if TYPE_CHECKING:
     import sqlite3
@@ -79,6 +80,9 @@ class RunRow(NamedTuple):
     wake_at: float | None = None  #: when it goes on by itself, where it waits
     waits_for: bytes | None = None  #: JSON: what it waits for, where it is PAUSED
     origin: str | None = None  #: id of the run that it was forked from, or is another run of
+    deployment: str | None = None  #: the name of the deployment that it is of
+    scheduled_at: float | None = None  #: the planned instant that it is for
+    cause: str | None = None  #: what began it, such as "schedule:nightly"; None: a call
 
 
 class TaskRow(NamedTuple):
@@ -139,6 +143,41 @@ class StateRow(NamedTuple):
     state_name: str
     message: str
     epoch: int
+
+
+class EventRow(NamedTuple):
+    """Something that happened. The moves of flow runs are events, too: those have no `kind`."""
+
+    id: int  #: 0 until it is stored
+    run: int  #: pk of the flow run that it is about; 0: none
+    time: float
+    state: str  #: StateType, of moves of runs and of task runs; else ""
+    state_name: str
+    message: str
+    epoch: int
+    kind: str | None  #: such as "task-run.Failed"; None: "flow-run." and the state's name
+    seq: int | None = None  #: of the task run that it is about
+    payload: bytes | None = None  #: JSON
+
+    @property
+    def called(self) -> str:
+        """What happened, such as "flow-run.Completed"."""
+        return self.kind or f"flow-run.{self.state_name}"
+
+
+class RunInfo(NamedTuple):
+    """What events tell of the flow run that they are about."""
+
+    pk: int
+    id: str
+    flow_name: str
+    name: str
+    parent: int | None
+    tags: tuple[str, ...]
+    deployment: str | None
+    cause: str | None
+    parameters: bytes  #: JSON, secrets masked
+    error: bytes | None  #: JSON
 
 
 class MarkRow(NamedTuple):
@@ -212,6 +251,7 @@ class Writes:
     marks: list[MarkRow] = field(default_factory=list)
     limits: list[LimitRow] = field(default_factory=list)
     cache: list[CacheRow] = field(default_factory=list)
+    events: list[EventRow] = field(default_factory=list)
     fences: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -224,6 +264,7 @@ class Writes:
             + len(self.marks)
             + len(self.limits)
             + len(self.cache)
+            + len(self.events)
         )
 
 
@@ -390,6 +431,22 @@ class Store(Protocol):
         """
         ...
 
+    def plan(self, work: Callable[[Planning], T]) -> T:
+        """Do something to deployments, schedules, automations or deliveries, in a transaction."""
+        ...
+
+    def events_after(self, after: int, limit: int) -> list[tuple[EventRow, RunInfo | None]]:
+        """What has happened since the event with an id, oldest first, and of which runs."""
+        ...
+
+    def newest_event(self) -> int:
+        """The id of the last event; 0 if there was none."""
+        ...
+
+    def prune_events(self, before: float, limit: int) -> int:
+        """Remove old events that belong to no run, at most so many; how many went."""
+        ...
+
     def load_file(self, name: str) -> bytes:
         """The bytes of a large result; ResultUnreadable when they are gone or damaged."""
         ...
@@ -455,6 +512,26 @@ class LogQuery:
     limit: int = 200
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventQuery:
+    """Which events to list.
+
+    Attributes:
+        run: pk of the run that they are about; None: of all.
+        kinds: such as "flow-run.Failed", or "task-run.*" for all that begin so; empty for all.
+        since: at or after, seconds since the epoch.
+        after: list only those with a higher id (newest first: with a lower one; 0: from the end).
+        newest: newest first.
+    """
+
+    run: int | None = None
+    kinds: tuple[str, ...] = ()
+    since: float | None = None
+    after: int = 0
+    newest: bool = False
+    limit: int = 200
+
+
 class TaskCount(NamedTuple):
     """How many task runs of a task are in a state, for summaries."""
 
@@ -492,12 +569,14 @@ class Reader(Protocol):
 
     async def states(self, run: int) -> list[StateRow]: ...
 
-    async def events(self, run: int | None, after: int, limit: int) -> Page[tuple[int, StateRow]]:
-        """Moves of one run, or of all (None), with ids above *after*, oldest first."""
+    async def events(self, query: EventQuery) -> Page[EventRow]: ...
+
+    async def run_infos(self, runs: Sequence[int]) -> dict[int, RunInfo]:
+        """What there is to tell of runs, by pk."""
         ...
 
-    async def run_ids(self, runs: Sequence[int]) -> dict[int, str]:
-        """The ids of runs, by pk."""
+    async def planned(self, question: Question[T]) -> list[T]:
+        """The answer to a question about deployments, schedules, automations or deliveries."""
         ...
 
     async def engine(self, engine: int) -> EngineRow | None: ...

@@ -20,12 +20,15 @@ from asyncflow.store.base import (
     AttemptRow,
     CacheRow,
     EngineRow,
+    EventQuery,
+    EventRow,
     LimitRow,
     LogQuery,
     LogRow,
     MarkRow,
     MessageRow,
     Page,
+    RunInfo,
     RunQuery,
     RunRow,
     StateRow,
@@ -35,6 +38,7 @@ from asyncflow.store.base import (
     WorkError,
     Writes,
 )
+from asyncflow.store.planning import Planning, Question
 
 if TYPE_CHECKING:
     import sqlite3
@@ -67,7 +71,7 @@ class MemoryStore:
         self._tasks: dict[int, dict[int, TaskRow]] = {}
         self._attempts: dict[tuple[int, int, int], AttemptRow] = {}
         self._logs: dict[int, LogRow] = {}
-        self._states: list[StateRow] = []
+        self._events: dict[int, EventRow] = {}
         self._marks: dict[tuple[int, bytes, int], MarkRow] = {}
         self._limits: dict[str, LimitRow] = {}
         self._cache: dict[bytes, CacheRow] = {}
@@ -75,8 +79,10 @@ class MemoryStore:
         self._messages: list[MessageRow] = []
         self._shares: dict[tuple[str, int], ShareRow] = {}
         self._user: UserConnection | None = None  # a database for the tables of users
+        self._plans: sqlite3.Connection | None = None  # and one for what is planned
         self._last_pk = 0
         self._last_log = 0
+        self._last_event = 0
 
     def copy(self) -> MemoryStore:
         """Another store with what is in this one now. Rows never change, so they are shared."""
@@ -91,6 +97,8 @@ class MemoryStore:
             twin._tasks = {run: tasks.copy() for run, tasks in self._tasks.items()}
             if self._user is not None:
                 self._user.backup(twin._tables())
+            if self._plans is not None:
+                self._plans.backup(twin._planned())
         return twin
 
     def open(self, durability: str) -> None:
@@ -114,7 +122,8 @@ class MemoryStore:
             self._attempts[attempt.run, attempt.seq, attempt.attempt] = attempt
         for cached in writes.cache:
             self._cache[cached.key] = cached
-        self._states += writes.states
+        self._tell(writes.states)
+        self.emit(writes.events)
         for line in writes.logs:
             self._last_log += 1
             self._logs[self._last_log] = line
@@ -180,7 +189,7 @@ class MemoryStore:
         self._last_pk += 1
         pk = self._last_pk
         row = self._runs[pk] = row._replace(pk=pk, root=row.root or pk)
-        self._states += [state._replace(run=pk) for state in states]
+        self._tell([state._replace(run=pk) for state in states])
         return row, True
 
     @_whole
@@ -270,9 +279,82 @@ class MemoryStore:
                     id=new_run_id(row.created_at), parent=pk, root=row.root, engine=None,
                     idempotency_key=None, origin=child.id,
                 )  # fmt: skip
-                told = [s for s in self._states if s.run == child.pk]
+                told = self._states(child.pk)
                 copied, _ = self.create_run(copied, told)
                 self._copy(child.pk, copied, ALL)
+
+    # --- what is planned, and events ------------------------------------------------------------
+
+    def _planned(self) -> sqlite3.Connection:
+        """The database of what is planned, made when it is first asked for."""
+        if self._plans is None:
+            import sqlite3
+
+            from asyncflow.store.sqlite import planning_tables
+
+            self._plans = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            for statement in planning_tables():
+                self._plans.execute(statement)
+        return self._plans
+
+    @_whole
+    def plan(self, work: Callable[[Planning], T]) -> T:
+        db = self._planned()
+        before = self._runs.copy(), self._events.copy(), self._requests.copy()
+        db.execute("BEGIN")
+        try:
+            done = work(Planning(db, self))
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            self._runs, self._events, self._requests = before
+            raise
+        return done
+
+    @_whole
+    def unfinished_of(self, deployment: str) -> list[tuple[int, str, str]]:
+        return [
+            (row.pk, row.id, row.cause or "")
+            for row in self._runs.values()
+            if row.deployment == deployment
+            and not StateType(row.state).is_final
+            and row.state_name != "NeedsAttention"
+        ]
+
+    def _tell(self, states: Sequence[StateRow]) -> None:
+        self.emit([EventRow(0, *state, None) for state in states])
+
+    @_whole
+    def emit(self, rows: Sequence[EventRow]) -> None:
+        for row in rows:
+            self._last_event += 1
+            self._events[self._last_event] = row._replace(id=self._last_event)
+
+    def _states(self, run: int) -> list[StateRow]:
+        return [
+            StateRow(*row[1:7])
+            for row in self._events.values()
+            if row.run == run and row.kind is None
+        ]
+
+    @_whole
+    def events_after(self, after: int, limit: int) -> list[tuple[EventRow, RunInfo | None]]:
+        rows = islice((r for r in self._events.values() if r.id > after), limit)
+        runs = self._runs
+        return [(r, _info(runs[r.run]) if r.run in runs else None) for r in rows]
+
+    @_whole
+    def newest_event(self) -> int:
+        return self._last_event
+
+    @_whole
+    def prune_events(self, before: float, limit: int) -> int:
+        gone = [n for n, r in self._events.items() if not r.run and r.time < before][:limit]
+        for n in gone:
+            del self._events[n]
+        return len(gone)
+
+    # --- what goes ------------------------------------------------------------------------------
 
     @_whole
     def delete_run(self, run: int) -> int:
@@ -289,7 +371,7 @@ class MemoryStore:
         self._messages = [m for m in self._messages if m.run not in below]
         self._cache = {k: c for k, c in self._cache.items() if c.run not in below}
         self._logs = {n: r for n, r in self._logs.items() if r.run not in below}
-        self._states = [r for r in self._states if r.run not in below]
+        self._events = {n: r for n, r in self._events.items() if not r.run or r.run not in below}
         return gone
 
     @_whole
@@ -475,20 +557,30 @@ class MemoryReader:
 
     async def states(self, run: int) -> list[StateRow]:
         with self._store._lock:
-            return [r for r in self._store._states if r.run == run]
+            return self._store._states(run)
 
-    async def events(self, run: int | None, after: int, limit: int) -> Page[tuple[int, StateRow]]:
+    async def events(self, query: EventQuery) -> Page[EventRow]:
         with self._store._lock:
+            events = self._store._events.values()
             rows = (
-                (n, r)
-                for n, r in enumerate(self._store._states, 1)
-                if n > after and (run is None or r.run == run)
+                r
+                for r in (reversed(events) if query.newest else events)
+                if (query.run is None or r.run == query.run)
+                and (query.since is None or r.time >= query.since)
+                and (not query.after or (r.id < query.after) == query.newest)
+                and r.id != query.after
+                and (not query.kinds or any(_is_called(r.called, kind) for kind in query.kinds))
             )
-            return _page(rows, limit, lambda row: row[0])
+            return _page(rows, query.limit, lambda row: row.id)
 
-    async def run_ids(self, runs: Sequence[int]) -> dict[int, str]:
+    async def run_infos(self, runs: Sequence[int]) -> dict[int, RunInfo]:
         with self._store._lock:
-            return {pk: self._store._runs[pk].id for pk in runs if pk in self._store._runs}
+            return {pk: _info(self._store._runs[pk]) for pk in runs if pk in self._store._runs}
+
+    async def planned(self, question: Question[T]) -> list[T]:
+        with self._store._lock:
+            rows = self._store._planned().execute(question.sql, question.values).fetchall()
+        return [question.make(row) for row in rows]
 
     async def engine(self, engine: int) -> EngineRow | None:
         with self._store._lock:
@@ -515,6 +607,19 @@ def _fits(row: RunRow, query: RunQuery) -> bool:
         and set(query.tags) <= set(row.tags)
         and (query.after is None or row.pk < query.after)
     )
+
+
+def _is_called(name: str, wanted: str) -> bool:
+    if wanted.endswith("*"):
+        return name.startswith(wanted[:-1])
+    return name == wanted
+
+
+def _info(row: RunRow) -> RunInfo:
+    return RunInfo(
+        row.pk, row.id, row.flow_name, row.name, row.parent, row.tags, row.deployment, row.cause,
+        row.parameters, row.error,
+    )  # fmt: skip
 
 
 def _lower(text: str) -> bytes:

@@ -35,6 +35,8 @@ from asyncflow.store.base import (
     AttemptRow,
     CacheRow,
     EngineRow,
+    EventQuery,
+    EventRow,
     LimitRow,
     LogQuery,
     LogRow,
@@ -42,6 +44,7 @@ from asyncflow.store.base import (
     MessageRow,
     Page,
     ResultKind,
+    RunInfo,
     RunQuery,
     RunRow,
     StateRow,
@@ -51,6 +54,8 @@ from asyncflow.store.base import (
     WorkError,
     Writes,
 )
+from asyncflow.store.planning import TABLES as PLANNING_TABLES
+from asyncflow.store.planning import Planning, Question
 from asyncflow.store.usertables import UserConnection, do, statements
 from asyncflow.writer import uncancelled
 
@@ -59,7 +64,7 @@ T = TypeVar("T")
 #: Marks the file as ours ("aflw"), so that a foreign database is not written to.
 APPLICATION_ID = 0x61666C77
 #: Number n brings a file from schema version n - 1 to n. They are only ever added to.
-MIGRATIONS = ("0001_start", "0002_durable")
+MIGRATIONS = ("0001_start", "0002_durable", "0003_schedules")
 #: What this code reads and writes.
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -79,6 +84,15 @@ _TASK_PLAIN = (
 _TASK_ALL = (
     _TASK_PLAIN + ", name, state_name, message, failures, interruptions, retry_at, upstream, tags,"
     " error"
+)
+_EVENT_COLUMNS = ", ".join(EventRow._fields)
+_INFO_COLUMNS = ", ".join(RunInfo._fields)
+_INSERT_STATE = (
+    "INSERT INTO events (run, time, state, state_name, message, epoch) VALUES (?,?,?,?,?,?)"
+)
+_INSERT_EVENT = (
+    "INSERT INTO events (run, time, state, state_name, message, epoch, kind, seq, payload)"
+    " VALUES (?,?,?,?,?,?,?,?,?)"
 )
 _CACHE_COLUMNS = ", ".join(CacheRow._fields)
 #: Keys that one SELECT asks for.
@@ -351,7 +365,9 @@ class SqliteStore:
                         [(_id(r.run, r.seq), *r[2:]) for r in writes.attempts],
                     )
                 if writes.states:
-                    db.executemany("INSERT INTO states VALUES (NULL,?,?,?,?,?,?)", writes.states)
+                    db.executemany(_INSERT_STATE, writes.states)
+                if writes.events:
+                    db.executemany(_INSERT_EVENT, [row[1:] for row in writes.events])
                 if writes.logs:
                     db.executemany("INSERT INTO logs VALUES (NULL,?,?,?,?,?,?)", writes.logs)
                 if writes.limits:
@@ -482,18 +498,7 @@ class SqliteStore:
 
     def _create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:
         with self._transaction() as db:
-            if row.idempotency_key is not None:
-                taken = db.execute(
-                    f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE idempotency_key = ?",
-                    (row.idempotency_key,),
-                ).fetchone()
-                if taken is not None:
-                    return _run(taken), False
-            row = _insert_run(db, row)
-            db.executemany(
-                "INSERT INTO states VALUES (NULL,?,?,?,?,?,?)", [(row.pk, *s[1:]) for s in states]
-            )
-        return row, True
+            return _create_run(db, row, states)
 
     def register_engine(self, row: EngineRow) -> EngineRow:
         with self._transaction() as db:
@@ -705,11 +710,39 @@ class SqliteStore:
     def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
         with self._transaction() as db:
             row = _insert_run(db, row)
-            db.executemany(
-                "INSERT INTO states VALUES (NULL,?,?,?,?,?,?)", [(row.pk, *s[1:]) for s in states]
-            )
+            db.executemany(_INSERT_STATE, [(row.pk, *s[1:]) for s in states])
             _copy(db, source, row, below)
         return row
+
+    # --- what is planned ------------------------------------------------------------------------
+
+    def plan(self, work: Callable[[Planning], T]) -> T:
+        with self._transaction() as db:
+            return work(Planning(db, _Outside(db)))
+
+    def events_after(self, after: int, limit: int) -> list[tuple[EventRow, RunInfo | None]]:
+        def read(db: sqlite3.Connection) -> list[tuple[EventRow, RunInfo | None]]:
+            sql = f"SELECT {_EVENT_COLUMNS} FROM events WHERE id > ? ORDER BY id LIMIT ?"
+            rows = [EventRow(*row) for row in db.execute(sql, (after, limit))]
+            infos: dict[int, RunInfo] = {}
+            for text, some in _infos_sql(sorted({row.run for row in rows} - {0})):
+                infos.update((row[0], _info(row)) for row in db.execute(text, some))
+            return [(row, infos.get(row.run)) for row in rows]
+
+        return self._read(read)
+
+    def newest_event(self) -> int:
+        return self._read(_newest_event)
+
+    def prune_events(self, before: float, limit: int) -> int:
+        with self._transaction() as db:
+            return db.execute(
+                "DELETE FROM events WHERE id IN"
+                " (SELECT id FROM events WHERE run = 0 AND time < ? LIMIT ?)",
+                (before, limit),
+            ).rowcount
+
+    # --- what goes ------------------------------------------------------------------------------
 
     def delete_run(self, run: int) -> int:
         with self._transaction() as db:
@@ -731,7 +764,7 @@ class SqliteStore:
                 db.execute("DELETE FROM task_runs WHERE id BETWEEN ? AND ?", (low, high))
                 db.execute("DELETE FROM attempts WHERE id BETWEEN ? AND ?", (low, high))
                 db.execute("DELETE FROM logs WHERE run = ?", (pk,))
-                db.execute("DELETE FROM states WHERE run = ?", (pk,))
+                db.execute("DELETE FROM events WHERE run = ?", (pk,))
                 db.execute("DELETE FROM marks WHERE run = ?", (pk,))
                 db.execute("DELETE FROM requests WHERE run = ?", (pk,))
                 db.execute("DELETE FROM messages WHERE run = ?", (pk,))
@@ -839,9 +872,9 @@ class SqliteStore:
                 if line != "ok":
                     problems.append(str(line))
             for table, column in (
-                ("logs", "run"), ("states", "run"), ("marks", "run"), ("requests", "run"),
-                ("messages", "run"), ("cache", "run"), ("task_runs", "id >> 32"),
-                ("attempts", "id >> 32"),
+                ("logs", "run"), ("events", "nullif(run, 0)"), ("marks", "run"),
+                ("requests", "run"), ("messages", "run"), ("cache", "run"),
+                ("task_runs", "id >> 32"), ("attempts", "id >> 32"),
             ):  # fmt: skip
                 (count,) = db.execute(
                     f"SELECT count(*) FROM {table} WHERE {column} IS NOT NULL"
@@ -946,7 +979,13 @@ def migration(name: str) -> Iterator[str]:
 def own_tables() -> frozenset[str]:
     """The names of our tables, in which nobody else writes."""
     made = "".join(statement for name in MIGRATIONS for statement in migration(name))
-    return frozenset(re.findall(r"CREATE TABLE (\w+)", made))
+    return frozenset(re.findall(r"(?:CREATE TABLE|RENAME TO) (\w+)", made))
+
+
+def planning_tables() -> list[str]:
+    """The statements that make the tables of `asyncflow.store.planning`, and no others."""
+    about = rf"CREATE (?:TABLE|INDEX \w+ ON) (?:{'|'.join(PLANNING_TABLES)})\b"
+    return [s for name in MIGRATIONS for s in migration(name) if re.search(about, s)]
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
@@ -986,6 +1025,53 @@ def _insert_run(db: sqlite3.Connection, row: RunRow) -> RunRow:
     return row._replace(pk=pk, root=row.root or pk)
 
 
+def _newest_event(db: sqlite3.Connection) -> int:
+    # Of all that ever were: ids of what was removed are not given again.
+    found = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+    return int(found[0]) if found is not None else 0
+
+
+class _Outside:
+    """The tables of runs and events, for a transaction on what is planned."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]:
+        return _create_run(self._db, row, states)
+
+    def unfinished_of(self, deployment: str) -> list[tuple[int, str, str]]:
+        return self._db.execute(
+            "SELECT pk, id, coalesce(cause, '') FROM flow_runs WHERE deployment = ?"
+            f" AND state IN ({_MARKS}) AND state_name <> 'NeedsAttention' ORDER BY pk",
+            (deployment, *_UNFINISHED),
+        ).fetchall()
+
+    def request(self, run: int, kind: str, time: float) -> None:
+        self._db.execute("INSERT OR REPLACE INTO requests VALUES (?,?,?)", (run, kind, time))
+
+    def emit(self, rows: Sequence[EventRow]) -> None:
+        self._db.executemany(_INSERT_EVENT, [row[1:] for row in rows])
+
+    def newest_event(self) -> int:
+        return _newest_event(self._db)
+
+
+def _create_run(
+    db: sqlite3.Connection, row: RunRow, states: Sequence[StateRow]
+) -> tuple[RunRow, bool]:
+    if row.idempotency_key is not None:
+        taken = db.execute(
+            f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE idempotency_key = ?",
+            (row.idempotency_key,),
+        ).fetchone()
+        if taken is not None:
+            return _run(taken), False
+    row = _insert_run(db, row)
+    db.executemany(_INSERT_STATE, [(row.pk, *s[1:]) for s in states])
+    return row, True
+
+
 def _copy(db: sqlite3.Connection, source: int, row: RunRow, below: int) -> None:
     """Give the run *row* what *source* has, up to a number of its calls."""
     pk = row.pk
@@ -1014,8 +1100,9 @@ def _copy(db: sqlite3.Connection, source: int, row: RunRow, below: int) -> None:
         )  # fmt: skip
         copied = _insert_run(db, copied)
         db.execute(
-            "INSERT INTO states SELECT NULL, ?, time, state, state_name, message, epoch FROM states"
-            " WHERE run = ? ORDER BY id",
+            "INSERT INTO events (run, time, state, state_name, message, epoch)"
+            " SELECT ?, time, state, state_name, message, epoch FROM events"
+            " WHERE run = ? AND kind IS NULL ORDER BY id",
             (copied.pk, child.pk),
         )
         _copy(db, child.pk, copied, ALL)
@@ -1167,8 +1254,8 @@ ATTEMPTS = (
     " WHERE id BETWEEN ? AND ? ORDER BY id, attempt LIMIT 10000"
 )
 STATES = (
-    "SELECT run, time, state, state_name, message, epoch FROM states WHERE run = ?"
-    " ORDER BY id LIMIT 10000"
+    "SELECT run, time, state, state_name, message, epoch FROM events WHERE run = ?"
+    " AND kind IS NULL ORDER BY id LIMIT 10000"
 )
 
 
@@ -1247,25 +1334,19 @@ class SqliteReader:
     async def states(self, run: int) -> list[StateRow]:
         return [StateRow(*row) for row in await self._all(STATES, (run,))]
 
-    async def events(self, run: int | None, after: int, limit: int) -> Page[tuple[int, StateRow]]:
-        one = "" if run is None else " AND run = ?"
-        values = (after,) if run is None else (after, run)
-        rows = await self._all(
-            "SELECT id, run, time, state, state_name, message, epoch FROM states"
-            f" WHERE id > ?{one} ORDER BY id LIMIT ?",
-            (*values, limit + 1),
-        )
-        return _page([(r[0], StateRow(*r[1:])) for r in rows], limit, lambda row: row[0])
+    async def events(self, query: EventQuery) -> Page[EventRow]:
+        sql, values = events_sql(query)
+        rows = [EventRow(*r) for r in await self._all(sql, values)]
+        return _page(rows, query.limit, lambda row: row.id)
 
-    async def run_ids(self, runs: Sequence[int]) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for at in range(0, len(runs), 500):
-            some = runs[at : at + 500]
-            marks = ",".join("?" * len(some))
-            found.update(
-                await self._all(f"SELECT pk, id FROM flow_runs WHERE pk IN ({marks})", some)
-            )
+    async def run_infos(self, runs: Sequence[int]) -> dict[int, RunInfo]:
+        found: dict[int, RunInfo] = {}
+        for sql, some in _infos_sql(runs):
+            found.update((row[0], _info(row)) for row in await self._all(sql, some))
         return found
+
+    async def planned(self, question: Question[T]) -> list[T]:
+        return [question.make(row) for row in await self._all(question.sql, question.values)]
 
     async def engine(self, engine: int) -> EngineRow | None:
         rows = await self._all(
@@ -1354,6 +1435,50 @@ def tasks_sql(query: TaskQuery) -> tuple[str, list[Any]]:
         f"SELECT {_TASK_ALL} FROM task_runs WHERE {' AND '.join(where)} ORDER BY id LIMIT ?",
         values,
     )
+
+
+def events_sql(query: EventQuery) -> tuple[str, list[Any]]:
+    """The statement for an `EventQuery`."""
+    where: list[str] = []
+    values: list[Any] = []
+    if query.after or not query.newest:
+        where.append("id < ?" if query.newest else "id > ?")
+        values.append(query.after)
+    if query.run is not None:
+        where.append("run = ?")
+        values.append(query.run)
+    if query.since is not None:
+        where.append("time >= ?")
+        values.append(query.since)
+    if query.kinds:
+        called = "coalesce(kind, 'flow-run.' || state_name)"
+        where.append(f"({' OR '.join([f'{called} GLOB ?'] * len(query.kinds))})")
+        values += [_glob(kind) for kind in query.kinds]
+    values.append(query.limit + 1)
+    condition = f" WHERE {' AND '.join(where)}" if where else ""
+    order = " DESC" if query.newest else ""
+    return (
+        f"SELECT {_EVENT_COLUMNS} FROM events{condition} ORDER BY id{order} LIMIT ?",
+        values,
+    )
+
+
+def _glob(name: str) -> str:
+    """A kind as a pattern in which nothing but a star at the end is special."""
+    fixed = name.removesuffix("*")
+    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in fixed)
+    return escaped + name[len(fixed) :]
+
+
+def _infos_sql(runs: Sequence[int]) -> Iterator[tuple[str, Sequence[int]]]:
+    for at in range(0, len(runs), 500):
+        some = runs[at : at + 500]
+        marks = ",".join("?" * len(some))
+        yield f"SELECT {_INFO_COLUMNS} FROM flow_runs WHERE pk IN ({marks})", some
+
+
+def _info(row: Sequence[Any]) -> RunInfo:
+    return RunInfo._make((*row[:5], tuple(json.loads(row[5])), *row[6:]))
 
 
 def logs_sql(query: LogQuery) -> tuple[str, list[Any]]:

@@ -1,0 +1,732 @@
+"""The tables of what is to be done: deployments and schedules, automations and deliveries.
+
+They are few and small beside those of runs, so both stores keep them alike, in SQLite: the one in
+its file, the other in memory. `Planning` is what one transaction can do to them; what it does to
+runs and events goes through the store (`Outside`), in the same transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from asyncflow.store.base import EventRow, RunRow, StateRow
+
+T = TypeVar("T")
+
+TABLES = ("deployments", "schedules", "ticks", "backfills", "automations", "deliveries")
+
+
+class DeploymentRow(NamedTuple):
+    """A flow with parameters and policies, under a name."""
+
+    id: int  #: 0 until it is stored
+    name: str
+    flow_name: str
+    flow_ref: str  #: JSON: where the code is
+    spec: bytes  #: JSON: all else that was declared
+    source: str  #: "code", "file" or "api"
+    paused: bool
+    created_at: float
+    updated_at: float
+
+
+class ScheduleRow(NamedTuple):
+    """When a deployment runs by itself."""
+
+    id: int  #: 0 until it is stored
+    deployment: int
+    name: str  #: unique in its deployment
+    spec: bytes  #: JSON: the schedule, its parameters, jitter, start and end
+    paused: bool
+    reason: str  #: why, where nobody paused it by hand
+    position: float  #: all ticks up to this instant have been dealt with
+    created_at: float
+    updated_at: float
+
+
+class TickState:
+    """What became of a tick."""
+
+    RUN = "RUN"  #: it began a run
+    QUEUED = "QUEUED"  #: its run begins when another has ended
+    SKIPPED = "SKIPPED"  #: a policy or a person said that it does not run
+    MISSED = "MISSED"  #: nobody was there, and its time is over
+
+
+class TickRow(NamedTuple):
+    """One planned instant of a schedule (or `count` of them that were not run)."""
+
+    schedule: int
+    tick: float  #: the planned instant, seconds since the epoch
+    deployment: int
+    state: str
+    reason: str
+    run: str | None  #: id of the run
+    backfill: int | None
+    at: float  #: when that was decided
+    count: int = 1  # type: ignore[assignment] # hides tuple.count, which nobody asks for
+    until: float = 0.0  #: the last of them
+
+
+class BackfillRow(NamedTuple):
+    """Ticks of the past that are run on demand."""
+
+    id: int
+    deployment: int
+    schedule: int
+    start_at: float
+    end_at: float
+    max_concurrency: int
+    created_at: float
+    ended_at: float | None
+
+
+class AutomationRow(NamedTuple):
+    """What is done when something happens."""
+
+    id: int
+    name: str
+    spec: bytes  #: JSON: trigger and actions
+    source: str
+    enabled: bool
+    state: bytes  #: JSON: how far its trigger is
+    position: int  #: id of the last event that it has seen
+    created_at: float
+    updated_at: float
+    fired: int
+    fired_at: float | None
+
+
+class DeliveryRow(NamedTuple):
+    """One thing that an automation has to do. It is unique by automation, action and key."""
+
+    id: int
+    automation: str
+    action: int  #: its number in the automation
+    key: str  #: the firing that it is for
+    kind: str  #: such as "notify"
+    channel: str  #: "" where it needs none
+    run: str | None  #: id of the run that it is about
+    event: int  #: id of the event that it is for
+    payload: dict[str, Any]  #: plain data
+    state: str  #: "pending", "sending", "delivered", "failed" or "suppressed"
+    attempts: int
+    next_at: float
+    created_at: float
+    ended_at: float | None
+    error: str
+    reply: str
+    engine: int | None = None  #: the engine that is at it
+
+
+class Begin(NamedTuple):
+    """A run that is to begin for a deployment, unless something is in its way."""
+
+    deployment: int
+    name: str  #: of the deployment
+    run: RunRow
+    state: StateRow
+    overlap: str  #: "skip", "queue", "cancel_running" or "allow"
+    limit: int  #: runs of the deployment at once
+    tick: TickRow | None = None  #: the tick that it is for
+
+
+class Begun(NamedTuple):
+    """What came of it: `run` is there only where it was made now."""
+
+    run: RunRow | None
+    state: str  #: a `TickState`, or "TAKEN" where somebody else has dealt with the tick
+    reason: str = ""
+
+
+TAKEN = "TAKEN"
+
+
+class Outside(Protocol):
+    """What the transaction can do to the rest of the store."""
+
+    def create_run(self, row: RunRow, states: Sequence[StateRow]) -> tuple[RunRow, bool]: ...
+
+    def unfinished_of(self, deployment: str) -> list[tuple[int, str, str]]:
+        """Runs of a deployment that are going on: pk, id and cause."""
+        ...
+
+    def request(self, run: int, kind: str, time: float) -> None: ...
+
+    def emit(self, rows: Sequence[EventRow]) -> None: ...
+
+    def newest_event(self) -> int: ...
+
+
+class Planning:
+    """One transaction on these tables.
+
+    Args:
+        db: a connection that is inside a transaction.
+        outside: the rest of the store, in the same transaction.
+    """
+
+    def __init__(self, db: sqlite3.Connection, outside: Outside) -> None:
+        self._db = db
+        self._outside = outside
+
+    # --- deployments ----------------------------------------------------------------------------
+
+    def deployments(self) -> list[DeploymentRow]:
+        return [_deployment(row) for row in self._db.execute(f"{DEPLOYMENTS} ORDER BY name")]
+
+    def deployment(self, name: str) -> DeploymentRow | None:
+        row = self._db.execute(f"{DEPLOYMENTS} WHERE name = ?", (name,)).fetchone()
+        return _deployment(row) if row is not None else None
+
+    def schedules(self, deployment: int) -> list[ScheduleRow]:
+        sql = f"{SCHEDULES} WHERE deployment = ? ORDER BY name"
+        return [_schedule(row) for row in self._db.execute(sql, (deployment,))]
+
+    def deploy(
+        self, row: DeploymentRow, schedules: Sequence[ScheduleRow], now: float
+    ) -> tuple[DeploymentRow, list[ScheduleRow]]:
+        """Make a deployment what is declared, and its schedules.
+
+        What people paused stays so. A schedule that is new or another than it was begins now; one
+        that is declared no more is paused.
+        """
+        db = self._db
+        before = self.deployment(row.name)
+        if before is None:
+            made = db.execute("INSERT INTO deployments VALUES (NULL,?,?,?,?,?,?,?,?)", row[1:])
+            assert made.lastrowid is not None
+            row = row._replace(id=made.lastrowid)
+        else:
+            row = row._replace(id=before.id, paused=before.paused, created_at=before.created_at)
+            if row._replace(updated_at=before.updated_at) != before:
+                db.execute(
+                    "UPDATE deployments SET flow_name = ?, flow_ref = ?, spec = ?, source = ?,"
+                    " updated_at = ? WHERE id = ?",
+                    (row.flow_name, row.flow_ref, row.spec, row.source, now, row.id),
+                )
+        known = {one.name: one for one in self.schedules(row.id)}
+        for one in schedules:
+            old = known.pop(one.name, None)
+            if old is None:
+                values = (row.id, one.name, one.spec, one.paused, "", now, now, now)
+                db.execute("INSERT INTO schedules VALUES (NULL,?,?,?,?,?,?,?,?)", values)
+            elif old.spec != one.spec or old.reason:
+                paused = old.paused and not old.reason
+                db.execute(
+                    "UPDATE schedules SET spec = ?, paused = ?, reason = '', position = ?,"
+                    " updated_at = ? WHERE id = ?",
+                    (one.spec, paused, now, now, old.id),
+                )
+        for old in known.values():
+            if not old.paused:
+                db.execute(
+                    "UPDATE schedules SET paused = 1, reason = ?, updated_at = ? WHERE id = ?",
+                    ("it is declared no more", now, old.id),
+                )
+        return row, self.schedules(row.id)
+
+    def pause(self, name: str, schedule: str | None, paused: bool, now: float) -> int:
+        """Pause or unpause a deployment, or one of its schedules; how many schedules that are.
+
+        What passed meanwhile is never run: unpaused schedules begin now.
+        """
+        row = self.deployment(name)
+        if row is None:
+            return 0
+        if schedule is None:
+            self._db.execute(
+                "UPDATE deployments SET paused = ?, updated_at = ? WHERE id = ?",
+                (paused, now, row.id),
+            )
+            found = self.schedules(row.id)
+        else:
+            found = [one for one in self.schedules(row.id) if one.name == schedule]
+            self._db.executemany(
+                "UPDATE schedules SET paused = ?, reason = '', updated_at = ? WHERE id = ?",
+                [(paused, now, one.id) for one in found],
+            )
+        if not paused:
+            self._db.executemany(
+                "UPDATE schedules SET position = max(position, ?) WHERE id = ?",
+                [(now, one.id) for one in found],
+            )
+        return len(found)
+
+    def remove(self, name: str) -> bool:
+        """Forget a deployment and all that belongs to it, but for its runs."""
+        row = self.deployment(name)
+        if row is None:
+            return False
+        self._db.execute("DELETE FROM ticks WHERE deployment = ?", (row.id,))
+        self._db.execute("DELETE FROM schedules WHERE deployment = ?", (row.id,))
+        self._db.execute("DELETE FROM backfills WHERE deployment = ?", (row.id,))
+        self._db.execute("DELETE FROM deployments WHERE id = ?", (row.id,))
+        return True
+
+    # --- ticks ----------------------------------------------------------------------------------
+
+    def advance(self, schedule: int, position: float) -> None:
+        """All ticks of a schedule up to this instant have been dealt with."""
+        self._db.execute(
+            "UPDATE schedules SET position = ? WHERE id = ? AND position < ?",
+            (position, schedule, position),
+        )
+
+    def note(self, rows: Iterable[TickRow]) -> int:
+        """Record ticks that do not run now; how many of these rows were not there."""
+        return sum(
+            self._db.execute(
+                f"INSERT OR IGNORE INTO ticks ({TICK_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                (*row[:9], row.until or row.tick),
+            ).rowcount
+            for row in rows
+        )
+
+    def begin(self, what: Begin, now: float) -> Begun:
+        """Begin a run, if its tick has not been dealt with and nothing is in its way."""
+        tick = what.tick
+        if tick is not None:
+            if not self.note([tick._replace(state=TickState.RUN, run=what.run.id)]):
+                return Begun(None, TAKEN)
+            paused = self._paused(tick)
+            if paused:
+                return self._settle(tick, TickState.SKIPPED, paused)
+        running = self._running(what.name)
+        if what.overlap != "allow" and len(running) >= what.limit:
+            return self._overlaps(what, running, now)
+        made, created = self._outside.create_run(what.run, [what.state])
+        if not created:
+            # Its key was taken: the tick ran before, though its row has gone.
+            if tick is not None:
+                self._set(tick, TickState.RUN, "", made.id)
+            return Begun(None, TAKEN)
+        return Begun(made, TickState.RUN)
+
+    def _paused(self, tick: TickRow) -> str:
+        found = self._db.execute(
+            "SELECT d.paused, s.paused FROM schedules s JOIN deployments d ON d.id = s.deployment"
+            " WHERE s.id = ?",
+            (tick.schedule,),
+        ).fetchone()
+        if found is None:
+            return "its schedule was removed"
+        if found[0]:
+            return "the deployment is paused"
+        return "the schedule is paused" if found[1] else ""
+
+    def _running(self, name: str) -> list[tuple[int, str]]:
+        return [
+            (pk, id_)
+            for pk, id_, cause in self._outside.unfinished_of(name)
+            if not cause.startswith("backfill:")
+        ]
+
+    def _overlaps(self, what: Begin, running: list[tuple[int, str]], now: float) -> Begun:
+        tick, (_, first) = what.tick, running[0]
+        if what.overlap == "skip" or tick is None:
+            reason = f"overlap: the run {first} is going on"
+            if what.overlap == "cancel_running":
+                self._cancel(running, now)
+            return self._settle(tick, TickState.SKIPPED, reason)
+        queued = self.queued(what.deployment)
+        if what.overlap == "queue":
+            if queued:
+                reason = f"overlap: the run {first} is going on, and another tick is queued"
+                return self._settle(tick, TickState.SKIPPED, reason)
+            return self._settle(tick, TickState.QUEUED, f"overlap: the run {first} is going on")
+        self._cancel(running, now)
+        for older in queued:
+            self._settle(older, TickState.SKIPPED, "overlap: a newer tick took its place")
+        return self._settle(tick, TickState.QUEUED, f"the run {first} is being cancelled")
+
+    def _cancel(self, running: list[tuple[int, str]], now: float) -> None:
+        for pk, _ in running:
+            self._outside.request(pk, "cancel", now)
+
+    def _settle(self, tick: TickRow | None, state: str, reason: str) -> Begun:
+        if tick is not None:
+            self._set(tick, state, reason, None)
+        return Begun(None, state, reason)
+
+    def _set(self, tick: TickRow, state: str, reason: str, run: str | None) -> None:
+        self._db.execute(
+            "UPDATE ticks SET state = ?, reason = ?, run = ? WHERE schedule = ? AND tick = ?",
+            (state, reason, run, tick.schedule, tick.tick),
+        )
+
+    def queued(self, deployment: int, backfill: int | None = None) -> list[TickRow]:
+        """Ticks that wait for others to end, oldest first: those of one backfill, or of none."""
+        rows = self._db.execute(
+            f"SELECT {TICK_COLUMNS} FROM ticks WHERE deployment = ? AND state = 'QUEUED'"
+            " AND backfill IS ? ORDER BY tick LIMIT 100",
+            (deployment, backfill),
+        )
+        return [TickRow(*row) for row in rows]
+
+    def begin_queued(self, what: Begin) -> Begun:
+        """Begin the run of a queued tick, if there is room now."""
+        tick = what.tick
+        assert tick is not None
+        found = self._db.execute(
+            "SELECT 1 FROM ticks WHERE schedule = ? AND tick = ? AND state = 'QUEUED'",
+            (tick.schedule, tick.tick),
+        ).fetchone()
+        if found is None:
+            return Begun(None, TAKEN)
+        if tick.backfill is None:
+            room = what.limit - len(self._running(what.name))
+        else:
+            cause = f"backfill:{tick.backfill}"
+            going = [c for _, _, c in self._outside.unfinished_of(what.name) if c == cause]
+            row = self.backfill(tick.backfill)
+            room = (row.max_concurrency if row is not None else 1) - len(going)
+        if room <= 0:
+            return Begun(None, TickState.QUEUED)
+        made, created = self._outside.create_run(what.run, [what.state])
+        self._set(tick, TickState.RUN, "", made.id)
+        return Begun(made, TickState.RUN) if created else Begun(None, TAKEN)
+
+    # --- backfills ------------------------------------------------------------------------------
+
+    def backfill(self, number: int) -> BackfillRow | None:
+        sql = f"SELECT {BACKFILL_COLUMNS} FROM backfills WHERE id = ?"
+        row = self._db.execute(sql, (number,)).fetchone()
+        return BackfillRow(*row) if row is not None else None
+
+    def open_backfills(self) -> list[BackfillRow]:
+        sql = f"SELECT {BACKFILL_COLUMNS} FROM backfills WHERE ended_at IS NULL ORDER BY id"
+        return [BackfillRow(*row) for row in self._db.execute(sql)]
+
+    def add_backfill(
+        self, row: BackfillRow, ticks: Sequence[float]
+    ) -> tuple[BackfillRow, int, int]:
+        """Queue the ticks of a backfill that have not run: the row, how many, and how many ran."""
+        made = self._db.execute("INSERT INTO backfills VALUES (NULL,?,?,?,?,?,?,?)", row[1:])
+        assert made.lastrowid is not None
+        row = row._replace(id=made.lastrowid)
+        queued = 0
+        for tick in ticks:
+            queued += self._db.execute(
+                f"INSERT INTO ticks ({TICK_COLUMNS})"
+                " VALUES (?,?,?,'QUEUED','backfill',NULL,?,?,1,?)"
+                " ON CONFLICT (schedule, tick) DO UPDATE SET state = 'QUEUED', reason = 'backfill',"
+                " backfill = excluded.backfill, at = excluded.at, count = 1, until = excluded.tick"
+                " WHERE state IN ('SKIPPED', 'MISSED')",
+                (row.schedule, tick, row.deployment, row.id, row.created_at, tick),
+            ).rowcount
+        return row, queued, len(ticks) - queued
+
+    def end_backfill(self, number: int, now: float) -> bool:
+        """Close a backfill that has no queued ticks left; whether it has ended now."""
+        left = self._db.execute(
+            "SELECT 1 FROM ticks WHERE backfill = ? AND state = 'QUEUED' LIMIT 1", (number,)
+        ).fetchone()
+        if left is not None:
+            return False
+        return bool(
+            self._db.execute(
+                "UPDATE backfills SET ended_at = ? WHERE id = ? AND ended_at IS NULL", (now, number)
+            ).rowcount
+        )
+
+    def cancel_backfill(self, number: int, now: float) -> int:
+        """Let its queued ticks not run; how many."""
+        gone = self._db.execute(
+            "UPDATE ticks SET state = 'SKIPPED', reason = 'its backfill was cancelled'"
+            " WHERE backfill = ? AND state = 'QUEUED'",
+            (number,),
+        ).rowcount
+        self.end_backfill(number, now)
+        return gone
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def emit(self, rows: Sequence[EventRow]) -> None:
+        """Add events, in this transaction."""
+        self._outside.emit(rows)
+
+    # --- automations ----------------------------------------------------------------------------
+
+    def automations(self) -> list[AutomationRow]:
+        return [_automation(row) for row in self._db.execute(f"{AUTOMATIONS} ORDER BY name")]
+
+    def automate(self, row: AutomationRow) -> AutomationRow:
+        """Make an automation what is declared. One that is new or another begins with what
+        happens from now on; one that is as it was goes on where it was."""
+        found = self._db.execute(f"{AUTOMATIONS} WHERE name = ?", (row.name,)).fetchone()
+        before = _automation(found) if found is not None else None
+        if before is not None and before.spec == row.spec:
+            return before
+        row = row._replace(position=self._outside.newest_event())
+        if before is None:
+            made = self._db.execute(
+                "INSERT INTO automations VALUES (NULL,?,?,?,?,?,?,?,?,?,?)", row[1:]
+            )
+            assert made.lastrowid is not None
+            return row._replace(id=made.lastrowid)
+        row = row._replace(
+            id=before.id, enabled=before.enabled, created_at=before.created_at,
+            fired=before.fired, fired_at=before.fired_at,
+        )  # fmt: skip
+        self._db.execute(
+            "UPDATE automations SET spec = ?, source = ?, state = ?, position = ?, updated_at = ?"
+            " WHERE id = ?",
+            (row.spec, row.source, row.state, row.position, row.updated_at, row.id),
+        )
+        return row
+
+    def enable(self, name: str, enabled: bool, state: bytes, now: float) -> bool:
+        """Switch an automation on or off. What happens while it is off never fires it."""
+        return bool(
+            self._db.execute(
+                "UPDATE automations SET enabled = ?, state = ?, position = ?, updated_at = ?"
+                " WHERE name = ? AND enabled <> ?",
+                (enabled, state, self._outside.newest_event(), now, name, enabled),
+            ).rowcount
+        )
+
+    def drop_automation(self, name: str) -> bool:
+        return bool(self._db.execute("DELETE FROM automations WHERE name = ?", (name,)).rowcount)
+
+    def progress(
+        self, before: AutomationRow, after: AutomationRow, deliveries: Sequence[DeliveryRow]
+    ) -> bool:
+        """An automation has seen more events, and has this to do for it: all or nothing.
+
+        Returns:
+            False where another engine was quicker; nothing has changed then.
+        """
+        moved = self._db.execute(
+            "UPDATE automations SET state = ?, position = ?, fired = ?, fired_at = ?"
+            " WHERE id = ? AND position = ? AND state = ? AND enabled",
+            (
+                after.state,
+                after.position,
+                after.fired,
+                after.fired_at,
+                before.id,
+                before.position,
+                before.state,
+            ),
+        )
+        if not moved.rowcount:
+            return False
+        for row in deliveries:
+            self.deliver(row)
+        return True
+
+    # --- deliveries -----------------------------------------------------------------------------
+
+    def deliver(self, row: DeliveryRow) -> bool:
+        """Add something to do, unless it is there already."""
+        return bool(
+            self._db.execute(
+                f"INSERT OR IGNORE INTO deliveries ({DELIVERY_COLUMNS})"
+                f" VALUES (NULL{',?' * (len(DeliveryRow._fields) - 1)})",
+                (*row[1:8], json.dumps(row.payload), *row[9:]),
+            ).rowcount
+        )
+
+    def due(
+        self,
+        now: float,
+        channels: Sequence[str],
+        engine: int,
+        is_alive: Callable[[int], bool],
+        limit: int,
+    ) -> list[DeliveryRow]:
+        """What is to be done by now, through these channels: pending, or left by the dead."""
+        marks = ",".join("?" * len(channels))
+        rows = self._db.execute(
+            f"SELECT {DELIVERY_COLUMNS} FROM deliveries WHERE ended_at IS NULL AND next_at <= ?"
+            f" AND channel IN ({marks}) ORDER BY next_at, id LIMIT ?",
+            (now, *channels, limit),
+        )
+        found = [_delivery(row) for row in rows]
+        return [
+            row
+            for row in found
+            if row.state == "pending"
+            or row.engine is None
+            or (row.engine != engine and not is_alive(row.engine))
+        ]
+
+    def save(self, rows: Iterable[DeliveryRow]) -> None:
+        """Deliveries have changed."""
+        self._db.executemany(
+            "UPDATE deliveries SET state = ?, attempts = ?, next_at = ?, ended_at = ?, error = ?,"
+            " reply = ?, engine = ? WHERE id = ? AND ended_at IS NULL",
+            [
+                (r.state, r.attempts, r.next_at, r.ended_at, r.error, r.reply, r.engine, r.id)
+                for r in rows
+            ],
+        )
+
+    def next_delivery(self, channels: Sequence[str]) -> float | None:
+        """When the next one is to be done."""
+        marks = ",".join("?" * len(channels))
+        found = self._db.execute(
+            "SELECT min(next_at) FROM deliveries WHERE ended_at IS NULL AND state = 'pending'"
+            f" AND channel IN ({marks})",
+            tuple(channels),
+        ).fetchone()
+        return found[0] if found is not None else None
+
+    def sent_since(self, channel: str, since: float) -> list[float]:
+        """When deliveries of a channel were made, for its rate."""
+        sql = (
+            "SELECT ended_at FROM deliveries WHERE ended_at >= ? AND channel = ?"
+            " AND state = 'delivered' ORDER BY ended_at"
+        )
+        return [row[0] for row in self._db.execute(sql, (since, channel))]
+
+    # --- retention ------------------------------------------------------------------------------
+
+    def prune(self, before: float, rows: int) -> int:
+        """Remove at most so many old ticks and deliveries; how many went."""
+        gone = self._db.execute(
+            "DELETE FROM ticks WHERE (schedule, tick) IN (SELECT schedule, tick FROM ticks"
+            " WHERE until < ? AND state <> 'QUEUED' LIMIT ?)",
+            (before, rows),
+        ).rowcount
+        gone += self._db.execute(
+            "DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries"
+            " WHERE ended_at < ? LIMIT ?)",
+            (before, rows),
+        ).rowcount
+        self._db.execute(
+            "DELETE FROM backfills WHERE ended_at < ? AND id NOT IN"
+            " (SELECT backfill FROM ticks WHERE backfill IS NOT NULL)",
+            (before,),
+        )
+        return gone
+
+
+# --- questions ------------------------------------------------------------------------------------
+
+
+class Question(NamedTuple, Generic[T]):
+    """A SELECT on these tables, and what is made of its rows. Only fixed text is in it."""
+
+    sql: str
+    values: tuple[Any, ...]
+    make: Callable[[Any], T]
+
+
+DEPLOYMENTS = (
+    "SELECT id, name, flow_name, flow_ref, spec, source, paused, created_at, updated_at"
+    " FROM deployments"
+)
+SCHEDULES = (
+    "SELECT id, deployment, name, spec, paused, reason, position, created_at, updated_at"
+    " FROM schedules"
+)
+TICK_COLUMNS = ", ".join(TickRow._fields)
+BACKFILL_COLUMNS = ", ".join(BackfillRow._fields)
+AUTOMATIONS = f"SELECT {', '.join(AutomationRow._fields)} FROM automations"
+DELIVERY_COLUMNS = ", ".join(DeliveryRow._fields)
+
+
+def deployments(name: str | None = None) -> Question[DeploymentRow]:
+    """All deployments by name, or one."""
+    if name is not None:
+        return Question(f"{DEPLOYMENTS} WHERE name = ?", (name,), _deployment)
+    return Question(f"{DEPLOYMENTS} ORDER BY name", (), _deployment)
+
+
+def schedules(deployment: int | None = None) -> Question[ScheduleRow]:
+    """The schedules of all deployments, or of one."""
+    if deployment is not None:
+        sql = f"{SCHEDULES} WHERE deployment = ? ORDER BY name"
+        return Question(sql, (deployment,), _schedule)
+    return Question(f"{SCHEDULES} ORDER BY deployment, name", (), _schedule)
+
+
+def ticks(
+    deployment: int,
+    states: Sequence[str] = (),
+    since: float | None = None,
+    before: float | None = None,
+    limit: int = 200,
+) -> Question[TickRow]:
+    """The ticks of a deployment, newest first."""
+    where, values = ["deployment = ?"], [deployment, *states]
+    if states:
+        where.append(f"state IN ({','.join('?' * len(states))})")
+    for text, value in (("tick >= ?", since), ("tick < ?", before)):
+        if value is not None:
+            where.append(text)
+            values.append(value)
+    sql = f"SELECT {TICK_COLUMNS} FROM ticks WHERE {' AND '.join(where)} ORDER BY tick DESC LIMIT ?"
+    return Question(sql, (*values, limit), lambda row: TickRow(*row))
+
+
+def tick_counts(deployment: int) -> Question[tuple[str, int]]:
+    """How many ticks of a deployment are in each state."""
+    sql = "SELECT state, sum(count) FROM ticks WHERE deployment = ? GROUP BY state ORDER BY state"
+    return Question(sql, (deployment,), lambda row: (row[0], row[1]))
+
+
+def backfills(deployment: int | None = None) -> Question[BackfillRow]:
+    """Backfills, newest first."""
+    one = "" if deployment is None else " WHERE deployment = ?"
+    sql = f"SELECT {BACKFILL_COLUMNS} FROM backfills{one} ORDER BY id DESC LIMIT 1000"
+    values = () if deployment is None else (deployment,)
+    return Question(sql, values, lambda row: BackfillRow(*row))
+
+
+def automations(name: str | None = None) -> Question[AutomationRow]:
+    """All automations by name, or one."""
+    if name is not None:
+        return Question(f"{AUTOMATIONS} WHERE name = ?", (name,), _automation)
+    return Question(f"{AUTOMATIONS} ORDER BY name", (), _automation)
+
+
+def deliveries(
+    *,
+    automation: str | None = None,
+    run: str | None = None,
+    states: Sequence[str] = (),
+    before: int | None = None,
+    limit: int = 200,
+) -> Question[DeliveryRow]:
+    """Deliveries, newest first."""
+    where: list[str] = ["1"]
+    values: list[Any] = []
+    for text, value in (("automation = ?", automation), ("run = ?", run), ("id < ?", before)):
+        if value is not None:
+            where.append(text)
+            values.append(value)
+    if states:
+        where.append(f"state IN ({','.join('?' * len(states))})")
+        values += states
+    sql = (
+        f"SELECT {DELIVERY_COLUMNS} FROM deliveries WHERE {' AND '.join(where)}"
+        " ORDER BY id DESC LIMIT ?"
+    )
+    return Question(sql, (*values, limit), _delivery)
+
+
+def _deployment(row: Sequence[Any]) -> DeploymentRow:
+    return DeploymentRow._make((*row[:6], bool(row[6]), *row[7:]))
+
+
+def _schedule(row: Sequence[Any]) -> ScheduleRow:
+    return ScheduleRow._make((*row[:4], bool(row[4]), *row[5:]))
+
+
+def _automation(row: Sequence[Any]) -> AutomationRow:
+    return AutomationRow._make((*row[:4], bool(row[4]), *row[5:]))
+
+
+_PAYLOAD = DeliveryRow._fields.index("payload")
+
+
+def _delivery(row: Sequence[Any]) -> DeliveryRow:
+    return DeliveryRow._make((*row[:_PAYLOAD], json.loads(row[_PAYLOAD]), *row[_PAYLOAD + 1 :]))
