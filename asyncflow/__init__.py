@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import BlockingCall as BlockingCall
     from asyncflow.errors import ConcurrencyDeadlock as ConcurrencyDeadlock
     from asyncflow.errors import DependencyCycle as DependencyCycle
+    from asyncflow.errors import DeploymentBusy as DeploymentBusy
     from asyncflow.errors import EventTimeout as EventTimeout
     from asyncflow.errors import FlowTimeout as FlowTimeout
     from asyncflow.errors import IllegalMove as IllegalMove
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import StoreError as StoreError
     from asyncflow.errors import TaskCancelled as TaskCancelled
     from asyncflow.errors import TaskTimeout as TaskTimeout
+    from asyncflow.errors import UnknownDeployment as UnknownDeployment
     from asyncflow.errors import UnknownFlow as UnknownFlow
     from asyncflow.errors import UnknownRun as UnknownRun
     from asyncflow.errors import UnknownTask as UnknownTask
@@ -107,13 +109,15 @@ _HOMES = {
     "asyncflow.engine": ("Engine", "FlowRun"),
     "asyncflow.errors": (
         "AlreadyAnswered", "AsyncflowError", "BlockingCall", "ConcurrencyDeadlock",
-        "DependencyCycle", "EventTimeout", "FlowTimeout", "IllegalMove", "InvalidCacheKey",
+        "DependencyCycle", "DeploymentBusy", "EventTimeout", "FlowTimeout", "IllegalMove",
+        "InvalidCacheKey",
         "InvalidDefinition", "InvalidOption", "InvalidParameters", "MappingLengthMismatch",
         "MissingExtra", "NoEngine", "NotReady", "NotSerializable", "PauseTimeout", "QueueTimeout",
         "RecordedFailure", "ResultNotStored", "ResultUnreadable", "RetryAfter",
         "RollbackIncomplete", "RunCancelled", "RunCrashed", "RunFailed", "RunInterrupted",
         "RunNotResumable", "RunTaken", "StoreClosed", "StoreError", "TaskCancelled", "TaskTimeout",
-        "UnknownFlow", "UnknownRun", "UnknownTask", "Unresponsive", "UpstreamFailed", "WorkerLost",
+        "UnknownDeployment", "UnknownFlow", "UnknownRun", "UnknownTask", "Unresponsive",
+        "UpstreamFailed", "WorkerLost",
     ),
     "asyncflow.flows": ("Flow", "flow"),
     "asyncflow.future": ("TaskFuture", "TaskFutureList", "as_completed", "resolve", "wait"),

@@ -210,6 +210,14 @@ class UnknownTask(AsyncflowError, LookupError):
     """The run has no task run by this name or id."""
 
 
+class UnknownDeployment(AsyncflowError, LookupError):
+    """There is no deployment, or none of its schedules, by this name."""
+
+
+class DeploymentBusy(AsyncflowError):
+    """The overlap policy of a deployment does not allow another run now."""
+
+
 class UnknownFlow(AsyncflowError, LookupError):
     """The flow that a stored or named run needs cannot be found or imported."""
 

@@ -163,9 +163,15 @@ class Journal:
         if self._writing:
             return False
         ends, writes, size = self._gather()
-        if not writes:
-            return True
         self._gathered += 1
+        if not writes:
+            if ends:
+                # Nothing to write, and yet somebody to tell.
+                self._loop.call_soon(self._done, ends, None)
+            else:
+                self._written += 1
+                self._tell()
+            return not self._waits()
         if size <= MOST_BYTES and self._writer.prefers_here():
             try:
                 if self._writer.here(lambda: self._store.write(writes, wait=False)):
@@ -241,9 +247,6 @@ class Journal:
         self._events, self._epochs = [], {}
         if self.hide is not None:
             self.hide(writes)
-        if not writes and ends:
-            # Nothing to write, and yet somebody to tell.
-            self._loop.call_soon(self._done, ends, None)
         return ends, writes, size
 
     def _thread_done(self, ends: list[Call | Item], error: BaseException | None) -> None:
@@ -291,19 +294,21 @@ class Journal:
         Raises:
             StoreError: the storage failed.
         """
-        while True:
-            self._check()
-            if not self._writing and (not self._waits() or self.write()):
-                return
-            self._check()
+        self._check()
+        if not self._writing and (not self._waits() or self.write()):
+            return
+        self._check()
+        # The transaction under way, and those that take what has gathered so far: what comes
+        # later is behind it, and nobody waits for that here.
+        until = self._gathered
+        if self._waits():
+            until += max(1, -(-len(self._machine.changed) // MOST))
+        if until > self._written:
             waiter: asyncio.Future[None] = self._loop.create_future()
-            # The transaction under way, and one more for what has gathered meanwhile.
-            until = self._gathered + (1 if self._waits() and self._writing else 0)
-            if until <= self._written:
-                until = self._written + 1
             self._waiters.append((until, waiter))
             self.soon()
             await waiter
+        self._check()
 
     def _check(self) -> None:
         if self._broken is not None:

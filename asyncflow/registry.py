@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from asyncflow.flows import Flow
 
 _DIGESTS: weakref.WeakKeyDictionary[Callable[..., Any], str] = weakref.WeakKeyDictionary()
+_REFERENCES: weakref.WeakKeyDictionary[Flow[..., Any], str] = weakref.WeakKeyDictionary()
 #: Flows by key and file: two files of one name are two modules, though both are called alike.
 _FLOWS: weakref.WeakValueDictionary[tuple[str, str | None], Flow[..., Any]] = (
     weakref.WeakValueDictionary()
@@ -53,6 +54,13 @@ def keep_last() -> dict[str, int]:
 
 def reference(flow: Flow[..., Any]) -> str:
     """Where the code of a flow is, as JSON for the store."""
+    known = _REFERENCES.get(flow)
+    if known is None:
+        known = _REFERENCES[flow] = _reference(flow)
+    return known
+
+
+def _reference(flow: Flow[..., Any]) -> str:
     module = _module_of(flow)
     return json.dumps(
         {

@@ -332,6 +332,10 @@ class Store(Protocol):
         """The run with this id (not pk)."""
         ...
 
+    def run_by_key(self, idempotency_key: str) -> RunRow | None:
+        """The run that has this idempotency key."""
+        ...
+
     def calls(self, run: int) -> list[TaskRow]:
         """All task runs of a run, by seq."""
         ...

@@ -301,6 +301,7 @@ class MemoryStore:
     def plan(self, work: Callable[[Planning], T]) -> T:
         db = self._planned()
         before = self._runs.copy(), self._events.copy(), self._requests.copy()
+        last = self._last_pk, self._last_event
         db.execute("BEGIN")
         try:
             done = work(Planning(db, self))
@@ -308,6 +309,7 @@ class MemoryStore:
         except BaseException:
             db.execute("ROLLBACK")
             self._runs, self._events, self._requests = before
+            self._last_pk, self._last_event = last
             raise
         return done
 
@@ -406,6 +408,10 @@ class MemoryStore:
     @_whole
     def run(self, run_id: str) -> RunRow | None:
         return next((r for r in self._runs.values() if r.id == run_id), None)
+
+    @_whole
+    def run_by_key(self, idempotency_key: str) -> RunRow | None:
+        return next((r for r in self._runs.values() if r.idempotency_key == idempotency_key), None)
 
     @_whole
     def calls(self, run: int) -> list[TaskRow]:

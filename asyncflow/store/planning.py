@@ -334,14 +334,14 @@ class Planning:
             if what.overlap == "cancel_running":
                 self._cancel(running, now)
             return self._settle(tick, TickState.SKIPPED, reason)
-        queued = self.queued(what.deployment)
+        waiting = self._queued(what.deployment)
         if what.overlap == "queue":
-            if queued:
+            if waiting:
                 reason = f"overlap: the run {first} is going on, and another tick is queued"
                 return self._settle(tick, TickState.SKIPPED, reason)
             return self._settle(tick, TickState.QUEUED, f"overlap: the run {first} is going on")
         self._cancel(running, now)
-        for older in queued:
+        for older in waiting:
             self._settle(older, TickState.SKIPPED, "overlap: a newer tick took its place")
         return self._settle(tick, TickState.QUEUED, f"the run {first} is being cancelled")
 
@@ -360,14 +360,9 @@ class Planning:
             (state, reason, run, tick.schedule, tick.tick),
         )
 
-    def queued(self, deployment: int, backfill: int | None = None) -> list[TickRow]:
-        """Ticks that wait for others to end, oldest first: those of one backfill, or of none."""
-        rows = self._db.execute(
-            f"SELECT {TICK_COLUMNS} FROM ticks WHERE deployment = ? AND state = 'QUEUED'"
-            " AND backfill IS ? ORDER BY tick LIMIT 100",
-            (deployment, backfill),
-        )
-        return [TickRow(*row) for row in rows]
+    def _queued(self, deployment: int) -> list[TickRow]:
+        question = queued(deployment, None)
+        return [question.make(row) for row in self._db.execute(question.sql, question.values)]
 
     def begin_queued(self, what: Begin) -> Begun:
         """Begin the run of a queued tick, if there is room now."""
@@ -399,10 +394,6 @@ class Planning:
         row = self._db.execute(sql, (number,)).fetchone()
         return BackfillRow(*row) if row is not None else None
 
-    def open_backfills(self) -> list[BackfillRow]:
-        sql = f"SELECT {BACKFILL_COLUMNS} FROM backfills WHERE ended_at IS NULL ORDER BY id"
-        return [BackfillRow(*row) for row in self._db.execute(sql)]
-
     def add_backfill(
         self, row: BackfillRow, ticks: Sequence[float]
     ) -> tuple[BackfillRow, int, int]:
@@ -410,9 +401,9 @@ class Planning:
         made = self._db.execute("INSERT INTO backfills VALUES (NULL,?,?,?,?,?,?,?)", row[1:])
         assert made.lastrowid is not None
         row = row._replace(id=made.lastrowid)
-        queued = 0
+        added = 0
         for tick in ticks:
-            queued += self._db.execute(
+            added += self._db.execute(
                 f"INSERT INTO ticks ({TICK_COLUMNS})"
                 " VALUES (?,?,?,'QUEUED','backfill',NULL,?,?,1,?)"
                 " ON CONFLICT (schedule, tick) DO UPDATE SET state = 'QUEUED', reason = 'backfill',"
@@ -420,7 +411,7 @@ class Planning:
                 " WHERE state IN ('SKIPPED', 'MISSED')",
                 (row.schedule, tick, row.deployment, row.id, row.created_at, tick),
             ).rowcount
-        return row, queued, len(ticks) - queued
+        return row, added, len(ticks) - added
 
     def end_backfill(self, number: int, now: float) -> bool:
         """Close a backfill that has no queued ticks left; whether it has ended now."""
@@ -648,22 +639,37 @@ def schedules(deployment: int | None = None) -> Question[ScheduleRow]:
     return Question(f"{SCHEDULES} ORDER BY deployment, name", (), _schedule)
 
 
+def version() -> Question[Any]:
+    """Another value whenever a deployment or a schedule was added, changed or removed."""
+    sql = (
+        "SELECT (SELECT count(*) FROM deployments), (SELECT max(updated_at) FROM deployments),"
+        " (SELECT count(*) FROM schedules), (SELECT max(updated_at) FROM schedules)"
+    )
+    return Question(sql, (), tuple)
+
+
 def ticks(
     deployment: int,
     states: Sequence[str] = (),
     since: float | None = None,
-    before: float | None = None,
+    before: tuple[float, int] | None = None,
     limit: int = 200,
 ) -> Question[TickRow]:
-    """The ticks of a deployment, newest first."""
-    where, values = ["deployment = ?"], [deployment, *states]
+    """The ticks of a deployment, newest first: those before a tick of a schedule."""
+    where: list[str] = ["deployment = ?"]
+    values: list[Any] = [deployment, *states]
     if states:
         where.append(f"state IN ({','.join('?' * len(states))})")
-    for text, value in (("tick >= ?", since), ("tick < ?", before)):
-        if value is not None:
-            where.append(text)
-            values.append(value)
-    sql = f"SELECT {TICK_COLUMNS} FROM ticks WHERE {' AND '.join(where)} ORDER BY tick DESC LIMIT ?"
+    if since is not None:
+        where.append("tick >= ?")
+        values.append(since)
+    if before is not None:
+        where.append("(tick, schedule) < (?, ?)")
+        values += before
+    sql = (
+        f"SELECT {TICK_COLUMNS} FROM ticks WHERE {' AND '.join(where)}"
+        " ORDER BY tick DESC, schedule DESC LIMIT ?"
+    )
     return Question(sql, (*values, limit), lambda row: TickRow(*row))
 
 
@@ -673,9 +679,20 @@ def tick_counts(deployment: int) -> Question[tuple[str, int]]:
     return Question(sql, (deployment,), lambda row: (row[0], row[1]))
 
 
-def backfills(deployment: int | None = None) -> Question[BackfillRow]:
+def queued(deployment: int, backfill: int | None) -> Question[TickRow]:
+    """Ticks that wait for room, oldest first: those of a backfill, or of none."""
+    sql = (
+        f"SELECT {TICK_COLUMNS} FROM ticks WHERE deployment = ? AND state = 'QUEUED'"
+        " AND backfill IS ? ORDER BY tick LIMIT 100"
+    )
+    return Question(sql, (deployment, backfill), lambda row: TickRow(*row))
+
+
+def backfills(deployment: int | None = None, *, unfinished: bool = False) -> Question[BackfillRow]:
     """Backfills, newest first."""
     one = "" if deployment is None else " WHERE deployment = ?"
+    if unfinished:
+        one += f" {'AND' if one else 'WHERE'} ended_at IS NULL"
     sql = f"SELECT {BACKFILL_COLUMNS} FROM backfills{one} ORDER BY id DESC LIMIT 1000"
     values = () if deployment is None else (deployment,)
     return Question(sql, values, lambda row: BackfillRow(*row))

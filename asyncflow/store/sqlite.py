@@ -540,6 +540,15 @@ class SqliteStore:
         )
         return _run(row) if row is not None else None
 
+    def run_by_key(self, idempotency_key: str) -> RunRow | None:
+        row = self._read(
+            lambda db: db.execute(
+                f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE idempotency_key = ?",
+                (idempotency_key,),
+            ).fetchone()
+        )
+        return _run(row) if row is not None else None
+
     def calls(self, run: int) -> list[TaskRow]:
         found = self._read(
             lambda db: db.execute(

@@ -254,7 +254,7 @@ async def test_what_would_break_the_transaction_is_refused(
         "INSERT INTO marks VALUES (1, 'a', 1, 'b', 1)",
         "DROP TABLE cache",
         "ALTER TABLE logs ADD COLUMN x",
-        "CREATE INDEX mine ON states (time)",
+        "CREATE INDEX mine ON events (time)",
         "CREATE TRIGGER mine AFTER INSERT ON task_runs BEGIN SELECT 1; END",
         "CREATE TABLE t (x); CREATE TRIGGER mine AFTER INSERT ON t BEGIN DELETE FROM cache; END;"
         "INSERT INTO t VALUES (1)",
