@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import IllegalMove as IllegalMove
     from asyncflow.errors import InvalidCacheKey as InvalidCacheKey
     from asyncflow.errors import InvalidDefinition as InvalidDefinition
+    from asyncflow.errors import InvalidExport as InvalidExport
     from asyncflow.errors import InvalidOption as InvalidOption
     from asyncflow.errors import InvalidParameters as InvalidParameters
     from asyncflow.errors import MappingLengthMismatch as MappingLengthMismatch
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import RollbackIncomplete as RollbackIncomplete
     from asyncflow.errors import RunCancelled as RunCancelled
     from asyncflow.errors import RunCrashed as RunCrashed
+    from asyncflow.errors import RunExists as RunExists
     from asyncflow.errors import RunFailed as RunFailed
     from asyncflow.errors import RunInterrupted as RunInterrupted
     from asyncflow.errors import RunNotResumable as RunNotResumable
@@ -110,14 +112,13 @@ _HOMES = {
     "asyncflow.errors": (
         "AlreadyAnswered", "AsyncflowError", "BlockingCall", "ConcurrencyDeadlock",
         "DependencyCycle", "DeploymentBusy", "EventTimeout", "FlowTimeout", "IllegalMove",
-        "InvalidCacheKey",
-        "InvalidDefinition", "InvalidOption", "InvalidParameters", "MappingLengthMismatch",
-        "MissingExtra", "NoEngine", "NotReady", "NotSerializable", "PauseTimeout", "QueueTimeout",
-        "RecordedFailure", "ResultNotStored", "ResultUnreadable", "RetryAfter",
-        "RollbackIncomplete", "RunCancelled", "RunCrashed", "RunFailed", "RunInterrupted",
-        "RunNotResumable", "RunTaken", "StoreClosed", "StoreError", "TaskCancelled", "TaskTimeout",
-        "UnknownDeployment", "UnknownFlow", "UnknownRun", "UnknownTask", "Unresponsive",
-        "UpstreamFailed", "WorkerLost",
+        "InvalidCacheKey", "InvalidDefinition", "InvalidExport", "InvalidOption",
+        "InvalidParameters", "MappingLengthMismatch", "MissingExtra", "NoEngine", "NotReady",
+        "NotSerializable", "PauseTimeout", "QueueTimeout", "RecordedFailure", "ResultNotStored",
+        "ResultUnreadable", "RetryAfter", "RollbackIncomplete", "RunCancelled", "RunCrashed",
+        "RunExists", "RunFailed", "RunInterrupted", "RunNotResumable", "RunTaken", "StoreClosed",
+        "StoreError", "TaskCancelled", "TaskTimeout", "UnknownDeployment", "UnknownFlow",
+        "UnknownRun", "UnknownTask", "Unresponsive", "UpstreamFailed", "WorkerLost",
     ),
     "asyncflow.flows": ("Flow", "flow"),
     "asyncflow.future": ("TaskFuture", "TaskFutureList", "as_completed", "resolve", "wait"),

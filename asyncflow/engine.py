@@ -66,6 +66,7 @@ from asyncflow.spec import is_shielded
 from asyncflow.states import Failed, State, StateType, Unread, types_and_names
 from asyncflow.store.base import (
     ALL,
+    IMPORTED,
     EngineRow,
     EventQuery,
     LimitRow,
@@ -999,7 +1000,7 @@ class Engine:
         for row, dead in await self.writer.do(lambda: self.store.unfinished(self.id)):
             if not self._open:
                 break
-            if row.id in self.live or self._owned(row):
+            if row.id in self.live or self._owned(row) or row.waits_for == IMPORTED:
                 continue
             try:
                 run = await self._reopen(row, fresh=False, crashed=row.state != S.PAUSED)
@@ -1310,6 +1311,96 @@ class Engine:
             )
         await self.journal.durable()
         return True
+
+    # --- from store to store ----------------------------------------------------------------------
+
+    async def export(self, run_id: str, path: str | os.PathLike[str]) -> Path:
+        """Write a run, with all runs below it, to one file that can be imported elsewhere.
+
+        The file holds what is stored of it at one moment: parameters and results (secrets masked),
+        task runs, attempts, states, decisions, messages and log lines. Only its owner may read it,
+        and it is there as a whole, or not at all.
+
+        Args:
+            path: of the file, which must not exist.
+
+        Raises:
+            UnknownRun: there is no such run.
+            RunNotResumable: it is a child of another run.
+            StoreError: there is such a file already, or it cannot be written.
+            ResultUnreadable: a stored result is lost or damaged.
+        """
+        from asyncflow.exporting import export
+
+        for run in list(self.live.values()):
+            await self.flush_logs(run)
+        await self._written()
+        row = await self._row(run_id)
+        if row.parent is not None:
+            raise RunNotResumable(f"the run {run_id} is a child run: export the run above it")
+        target = Path(path)
+        await self._aside(lambda stopped: export(self.store, row, target, stopped))
+        return target
+
+    async def import_run(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        new_id: bool = False,
+        allow_pickle: bool = False,
+        max_bytes: int | None = None,
+    ) -> FlowRun[Any]:
+        """Add the run in a file that `export` wrote to this store: all of it, or nothing.
+
+        It keeps its id. One that had not ended is PAUSED then, named Interrupted: `resume` goes on
+        with it, and no recovery does, since the store that it comes from may do so, too. No code is
+        run by this, whoever the file comes from; a resume runs the code that it names.
+
+        Args:
+            new_id: give it, and the runs below it, other ids; `origin` names the old one.
+            allow_pickle: keep results that are pickles, which run code when they are read. Without,
+                a resume runs their calls again.
+            max_bytes: what the file may expand to; None: 2 GiB.
+
+        Raises:
+            RunExists: there is a run with its id.
+            InvalidExport: the file is no exported run, is damaged, or of a newer version.
+            StoreError: the file cannot be read, or the store not be written.
+        """
+        from asyncflow.importing import MOST_BYTES, load
+
+        self._check_open()
+        _check_count("max_bytes", max_bytes, 1)
+        source, now = Path(path), self.clock.time()
+        most = MOST_BYTES if max_bytes is None else max_bytes
+        done = await self._aside(
+            lambda stopped: load(
+                self.store,
+                source,
+                now=now,
+                new_id=new_id,
+                allow_pickle=allow_pickle,
+                max_bytes=most,
+                stopped=stopped,
+            )
+        )
+        for note in done.notes:
+            self.report(note)
+        return FlowRun(self, None, done.row)
+
+    async def _aside(self, work: Callable[[Callable[[], bool]], T | None]) -> T:
+        """Do what takes long on a thread. *work* is given what tells it to stop, and gives None
+        then: when its caller is cancelled, or the engine closed."""
+        left = threading.Event()
+        stopped = lambda: left.is_set() or not self._open  # noqa: E731
+        try:
+            done = await self._in_thread(lambda: work(stopped))
+        finally:
+            left.set()
+        if done is None:
+            raise StoreClosed("the engine was closed meanwhile")
+        found: T = done
+        return found
 
     async def delete(self, run_id: str) -> int:
         """Delete an ended or paused run with all that belongs to it; how many runs went.
@@ -1709,7 +1800,7 @@ class Engine:
                     if inspect.iscoroutinefunction(hook):
                         await hook(owner, view, state)
                     else:
-                        answer = await self._hook_in_thread(hook, owner, view, state)
+                        answer = await self._in_thread(hook, owner, view, state)
                         if inspect.isawaitable(answer):
                             await answer
             except TimeoutError:
@@ -1717,7 +1808,7 @@ class Engine:
             except Exception as error:
                 self.report(f"the hook {name} failed: {told(error)}")
 
-    async def _hook_in_thread(self, hook: Callable[..., Any], *args: Any) -> Any:
+    async def _in_thread(self, hook: Callable[..., Any], *args: Any) -> Any:
         waiter: asyncio.Future[Any] = self.loop.create_future()
 
         def done(result: Any, error: BaseException | None) -> None:

@@ -230,6 +230,21 @@ class AlreadyAnswered(RunNotResumable):
     """Somebody else has answered the run: the first answer counts."""
 
 
+class RunExists(AsyncflowError, ValueError):
+    """A run that is to be imported is in the database already."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"the run {run_id} is in this database already: delete it first, or import it under"
+            " another id, with new_id=True or --new-id"
+        )
+        self.run_id = run_id
+
+
+class InvalidExport(AsyncflowError, ValueError):
+    """A file that is to be imported is no exported run, is damaged, or is of a newer version."""
+
+
 class RunTaken(AsyncflowError, RuntimeError):
     """Another engine owns this run; what this one wrote was refused."""
 

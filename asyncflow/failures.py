@@ -67,6 +67,13 @@ def summary(stored: Record | bytes | None) -> str:
     return _text(found, "text") or _dotted(_text(found, "type"))
 
 
+def headline(stored: Record | bytes | None) -> str:
+    """What a record or its JSON text says, with the name of its type: nothing is imported."""
+    found = _read(stored)
+    name, text = _text(found, "type").rpartition(":")[2].rpartition(".")[2], _text(found, "text")
+    return f"{name or 'a failure'}: {text}" if text else name or "a failure"
+
+
 def told(exc: BaseException, limit: int = 1000) -> str:
     """What people are told of *exc*: ``Type: message``. It never raises, whatever *exc* does."""
     text = _message(exc)

@@ -179,7 +179,7 @@ class Event:
             state=StateType(row.state) if row.state else None,
             name=row.state_name or kind.rpartition(".")[2],
             message=row.message,
-            epoch=row.epoch,
+            epoch=max(row.epoch, ~row.epoch),
             payload=json.loads(row.payload) if row.payload is not None else None,
         )
 

@@ -221,6 +221,41 @@ def runs_answer(**options: Any) -> None:
     sys.exit(answer_run(**options))
 
 
+@runs.command("export")
+@click.argument("run_id")
+@click.option("--out", metavar="FILE", help="By default RUN_ID.run.gz; never overwritten.")
+@_db
+@_json
+def runs_export(**options: Any) -> None:
+    """Write a run, with the runs below it, to one file, while others use the database."""
+    from asyncflow.cli.moving import export_run
+
+    sys.exit(export_run(**options))
+
+
+@runs.command("import")
+@click.argument("file")
+@click.option("--new-id", is_flag=True, help="Give the run another id.")
+@click.option(
+    "--allow-pickle", is_flag=True,
+    help="Keep results that are pickles, which run code when they are read.",
+)  # fmt: skip
+@click.option(
+    "--max-bytes", type=click.IntRange(1), metavar="N",
+    help="What the file may expand to; by default 2 GiB.",
+)  # fmt: skip
+@_db
+@_json
+def runs_import(**options: Any) -> None:
+    """Add the run in a file that `runs export` wrote: all of it, or nothing.
+
+    It keeps its id. One that had not ended waits for `asyncflow resume`.
+    """
+    from asyncflow.cli.moving import import_run
+
+    sys.exit(import_run(**options))
+
+
 @runs.command("diff")
 @click.argument("first")
 @click.argument("second")

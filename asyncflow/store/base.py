@@ -10,9 +10,17 @@ errors are JSON text made by `asyncflow.codec` and `asyncflow.failures`; no stor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    runtime_checkable,
+)
 
 from asyncflow.shares import Demand, Part
 from asyncflow.store.planning import Planning, Question
@@ -32,6 +40,14 @@ INLINE_LIMIT = 64 * 1024
 
 #: Above the number of every call.
 ALL = 1 << 62
+
+#: `RunRow.waits_for` of a run that was imported before it had ended: only a resume goes on with it,
+#: no recovery, since the store that it comes from may do so, too.
+IMPORTED = b'{"kind": "import"}'
+
+#: The name of a message that says from when on a run is in this store: what was sent to all before,
+#: it does not get.
+ARRIVED = "arrived"
 
 
 class ResultKind:
@@ -146,7 +162,11 @@ class StateRow(NamedTuple):
 
 
 class EventRow(NamedTuple):
-    """Something that happened. The moves of flow runs are events, too: those have no `kind`."""
+    """Something that happened. The moves of flow runs are events, too: those have no `kind`.
+
+    What happened to a run before it was imported has ``~epoch``, a negative number: nobody here
+    acts on it any more.
+    """
 
     id: int  #: 0 until it is stored
     run: int  #: pk of the flow run that it is about; 0: none
@@ -163,6 +183,10 @@ class EventRow(NamedTuple):
     def called(self) -> str:
         """What happened, such as "flow-run.Completed"."""
         return self.kind or f"flow-run.{self.state_name}"
+
+
+#: What `Store.events_after` calls whatever happened before its run was imported.
+ELSEWHERE = "elsewhere"
 
 
 class RunInfo(NamedTuple):
@@ -198,6 +222,12 @@ class MessageRow(NamedTuple):
     run: int | None  #: pk; None: to all runs that exist when it is sent
     payload: bytes  #: JSON
     time: float
+
+
+#: What belongs to a run: all of it is copied to another store with it.
+AnyRow: TypeAlias = RunRow | EventRow | MessageRow | TaskRow | AttemptRow | MarkRow | LogRow
+#: Gives a mark with the new numbers of the messages that it names.
+Renumber: TypeAlias = Callable[[MarkRow, Mapping[int, int]], MarkRow]
 
 
 class CacheRow(NamedTuple):
@@ -400,7 +430,8 @@ class Store(Protocol):
         ...
 
     def messages(self, run: int, after: int) -> list[MessageRow]:
-        """What was sent to a run, or to all since it was created, with ids above *after*."""
+        """What was sent to a run, or to all since it was created, or came into this store, with ids
+        above *after*."""
         ...
 
     def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
@@ -408,6 +439,35 @@ class Store(Protocol):
 
         Copied are task runs, child runs (with all that is theirs, under new ids), attempts and
         marks of *source* with numbers smaller than *below*.
+        """
+        ...
+
+    def dump(self, run: int) -> Iterator[AnyRow]:
+        """All that belongs to a run and to the runs below it, as of one moment; nothing where there
+        is none.
+
+        The row of each run comes first, after those of the runs above it, and what belongs to it
+        follows: events, messages, task runs by seq, attempts, marks by scope and n, log lines.
+
+        May be called, and read, by any one thread, while others use the store.
+        """
+        ...
+
+    def load(self, rows: Iterable[AnyRow], renumber: Renumber) -> RunRow:
+        """Add a run with all that is below it, in one transaction: the row that it got.
+
+        All numbers are of the caller's making; runs, messages and the marks that name messages get
+        new ones here. An idempotency key that another run has here is dropped. Events of negative
+        epoch happened elsewhere: `events_after` calls them so.
+
+        May be called by any one thread, while others use the store.
+
+        Args:
+            rows: as `dump` gives them; results are in the rows, never in files. Where this raises,
+                nothing is kept of what came before.
+
+        Raises:
+            RunExists: a run has the id of one of them.
         """
         ...
 
@@ -440,7 +500,10 @@ class Store(Protocol):
         ...
 
     def events_after(self, after: int, limit: int) -> list[tuple[EventRow, RunInfo | None]]:
-        """What has happened since the event with an id, oldest first, and of which runs."""
+        """What has happened since the event with an id, oldest first, and of which runs.
+
+        The `kind` of what happened before its run was imported is ELSEWHERE.
+        """
         ...
 
     def newest_event(self) -> int:

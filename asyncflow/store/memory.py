@@ -6,17 +6,21 @@ It keeps every rule of `asyncflow.store.base`, so that what a store has to do ca
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from asyncflow.errors import ResultUnreadable, RunTaken
+from asyncflow.errors import ResultUnreadable, RunExists, RunTaken
 from asyncflow.ids import new_run_id
 from asyncflow.shares import Demand, Part, ShareRow, divide
 from asyncflow.states import StateType
 from asyncflow.store.base import (
     ALL,
+    ARRIVED,
+    ELSEWHERE,
+    IMPORTED,
+    AnyRow,
     AttemptRow,
     CacheRow,
     EngineRow,
@@ -28,6 +32,7 @@ from asyncflow.store.base import (
     MarkRow,
     MessageRow,
     Page,
+    Renumber,
     RunInfo,
     RunQuery,
     RunRow,
@@ -250,10 +255,14 @@ class MemoryStore:
     @_whole
     def messages(self, run: int, after: int) -> list[MessageRow]:
         created = self._runs[run].created_at
+        of_it = [m for m in self._messages if m.run == run]
+        arrived = max((m.id for m in of_it if m.name == ARRIVED), default=0)
         return [
             m
             for m in self._messages
-            if m.id > after and (m.run == run or (m.run is None and m.time >= created))
+            if m.id > after
+            and m.name != ARRIVED
+            and (m.run == run or (m.run is None and m.time >= created and m.id > arrived))
         ]
 
     @_whole
@@ -321,6 +330,7 @@ class MemoryStore:
             if row.deployment == deployment
             and not StateType(row.state).is_final
             and row.state_name != "NeedsAttention"
+            and row.waits_for != IMPORTED
         ]
 
     def _tell(self, states: Sequence[StateRow]) -> None:
@@ -343,7 +353,13 @@ class MemoryStore:
     def events_after(self, after: int, limit: int) -> list[tuple[EventRow, RunInfo | None]]:
         rows = islice((r for r in self._events.values() if r.id > after), limit)
         runs = self._runs
-        return [(r, _info(runs[r.run]) if r.run in runs else None) for r in rows]
+        return [
+            (
+                row._replace(kind=ELSEWHERE) if row.epoch < 0 else row,
+                _info(runs[row.run]) if row.run in runs else None,
+            )
+            for row in rows
+        ]
 
     @_whole
     def newest_event(self) -> int:
@@ -356,13 +372,82 @@ class MemoryStore:
             del self._events[n]
         return len(gone)
 
-    # --- what goes ------------------------------------------------------------------------------
+    # --- from and to other stores ---------------------------------------------------------------
+
+    def dump(self, run: int) -> Iterator[AnyRow]:
+        yield from self._dump(run)
 
     @_whole
-    def delete_run(self, run: int) -> int:
+    def _dump(self, run: int) -> list[AnyRow]:
+        rows: list[AnyRow] = []
+        for pk in sorted(self._below(run)):
+            if pk in self._runs:
+                rows.append(self._runs[pk])
+                rows += [event for event in self._events.values() if event.run == pk]
+                rows += self.messages(pk, 0)
+                rows += self.calls(pk)
+                rows += sorted(a for a in self._attempts.values() if a.run == pk)
+                rows += self.marks(pk)
+                rows += [line for line in self._logs.values() if line.run == pk]
+        return rows
+
+    def load(self, rows: Iterable[AnyRow], renumber: Renumber) -> RunRow:
+        return self._load(list(rows), renumber)
+
+    @_whole
+    def _load(self, rows: list[AnyRow], renumber: Renumber) -> RunRow:
+        runs = [row for row in rows if isinstance(row, RunRow)]
+        known = {row.id for row in self._runs.values()}
+        for row in runs:
+            if row.id in known:
+                raise RunExists(row.id)
+        keys = {row.idempotency_key for row in self._runs.values()}
+        pks: dict[int, int] = {}
+        for row in runs:
+            key = None if row.idempotency_key in keys else row.idempotency_key
+            above, root = pks.get(row.parent or 0), pks.get(row.root, 0)
+            made = row._replace(pk=0, parent=above, root=root, idempotency_key=key)
+            pk = pks[row.pk] = self.create_run(made, [])[0].pk
+            if self.messages(pk, 0):
+                self.send(MessageRow(0, ARRIVED, pk, b"null", row.created_at))
+        self._load_rows(rows, pks, renumber)
+        return self._runs[pks[runs[0].pk]]
+
+    def _load_rows(self, rows: list[AnyRow], pks: dict[int, int], renumber: Renumber) -> None:
+        """Add what belongs to runs, whose new numbers are known."""
+        ids: dict[int, dict[int, int]] = {}
+        writes = Writes()
+        for row in rows:
+            match row:
+                case RunRow():
+                    continue
+                case MessageRow():
+                    sent = self.send(row._replace(run=pks[row.run or 0]))
+                    assert sent is not None
+                    ids.setdefault(row.run or 0, {})[row.id] = sent.id
+                case MarkRow():
+                    mark = renumber(row, ids.get(row.run, {}))
+                    writes.marks.append(mark._replace(run=pks[row.run]))
+                case EventRow():
+                    writes.events.append(row._replace(run=pks[row.run]))
+                case TaskRow():
+                    writes.tasks.append(row._replace(run=pks[row.run]))
+                case AttemptRow():
+                    writes.attempts.append(row._replace(run=pks[row.run]))
+                case LogRow():
+                    writes.logs.append(row._replace(run=pks[row.run]))
+        self.write(writes)
+
+    def _below(self, run: int) -> list[int]:
+        """A run and all runs below it, by pk."""
         below = [run]
         for pk in below:
             below += [r.pk for r in self._runs.values() if r.parent == pk and r.pk not in below]
+        return below
+
+    @_whole
+    def delete_run(self, run: int) -> int:
+        below = self._below(run)
         gone = 0
         for pk in below:
             gone += self._runs.pop(pk, None) is not None

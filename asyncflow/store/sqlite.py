@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -25,13 +26,17 @@ from random import random
 from typing import Any, NoReturn, TypeVar
 
 from asyncflow import codec
-from asyncflow.errors import ResultUnreadable, RunTaken, StoreClosed, StoreError
+from asyncflow.errors import ResultUnreadable, RunExists, RunTaken, StoreClosed, StoreError
 from asyncflow.ids import new_run_id
 from asyncflow.shares import Demand, Part, ShareRow, divide
 from asyncflow.states import StateType
 from asyncflow.store.base import (
     ALL,
+    ARRIVED,
+    ELSEWHERE,
+    IMPORTED,
     INLINE_LIMIT,
+    AnyRow,
     AttemptRow,
     CacheRow,
     EngineRow,
@@ -43,6 +48,7 @@ from asyncflow.store.base import (
     MarkRow,
     MessageRow,
     Page,
+    Renumber,
     ResultKind,
     RunInfo,
     RunQuery,
@@ -705,15 +711,7 @@ class SqliteStore:
         return int(newest or 0)
 
     def messages(self, run: int, after: int) -> list[MessageRow]:
-        found = self._read(
-            lambda db: db.execute(
-                "SELECT id, name, run, payload, time FROM messages WHERE run = ? AND id > ?"
-                " UNION ALL SELECT m.id, m.name, m.run, m.payload, m.time FROM messages m"
-                " JOIN flow_runs f ON f.pk = ? AND m.time >= f.created_at"
-                " WHERE m.run IS NULL AND m.id > ? ORDER BY 1",
-                (run, after, run, after),
-            ).fetchall()
-        )
+        found = self._read(lambda db: db.execute(_MESSAGES, (run, after)).fetchall())
         return [MessageRow(*row) for row in found]
 
     def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
@@ -736,7 +734,10 @@ class SqliteStore:
             infos: dict[int, RunInfo] = {}
             for text, some in _infos_sql(sorted({row.run for row in rows} - {0})):
                 infos.update((row[0], _info(row)) for row in db.execute(text, some))
-            return [(row, infos.get(row.run)) for row in rows]
+            return [
+                (row._replace(kind=ELSEWHERE) if row.epoch < 0 else row, infos.get(row.run))
+                for row in rows
+            ]
 
         return self._read(read)
 
@@ -750,6 +751,59 @@ class SqliteStore:
                 " (SELECT id FROM events WHERE run = 0 AND time < ? LIMIT ?)",
                 (before, limit),
             ).rowcount
+
+    # --- from and to other stores ---------------------------------------------------------------
+
+    def dump(self, run: int) -> Iterator[AnyRow]:
+        try:
+            db = sqlite3.connect(
+                f"{self.path.resolve().as_uri()}?mode=ro",
+                uri=True,
+                timeout=self._busy_timeout,
+                isolation_level=None,
+            )
+            try:
+                # One transaction: all of it is what was there at one moment.
+                db.execute("BEGIN")
+                for pk in sorted(_below(db, run)):
+                    yield from _dump(db, pk)
+            finally:
+                db.close()
+        except sqlite3.Error as error:
+            self._translate(error)
+
+    def load(self, rows: Iterable[AnyRow], renumber: Renumber) -> RunRow:
+        _ = self._connection  # StoreClosed, where it is
+        files = _Staged(self._results, self._inline_limit, self._fsync)
+        try:
+            db = sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
+            try:
+                db.execute(f"PRAGMA synchronous = {'FULL' if self._fsync else 'NORMAL'}")
+                db.execute("PRAGMA wal_autocheckpoint = 0").fetchone()
+                # What the rows are made of takes its time, and is bigger than memory: it is put
+                # aside, so that the write lock is held for no longer than it takes to copy it.
+                db.execute("PRAGMA temp_store = FILE")
+                for statement in _ASIDE:
+                    db.execute(statement)
+                _put_aside(db, rows, files)
+                self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+                row = _take_in(db, renumber)
+                files.place()
+                db.execute("COMMIT")
+            finally:
+                # What was not committed is gone with it, and so is what was put aside.
+                db.close()
+        except sqlite3.Error as error:
+            self._translate(error)
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(
+                f"a result cannot be written to {self._results}: {error.strerror}: free some space"
+            ) from error
+        finally:
+            files.clear()
+        return row
 
     # --- what goes ------------------------------------------------------------------------------
 
@@ -1024,6 +1078,227 @@ def _encodable_row(row: Any) -> Any:
     return type(row)(*map(clean, row))
 
 
+_MESSAGES = (
+    "SELECT id, name, run, payload, time FROM messages"
+    f" WHERE run = ?1 AND id > ?2 AND name <> '{ARRIVED}'"
+    " UNION ALL SELECT m.id, m.name, m.run, m.payload, m.time FROM messages m"
+    " JOIN flow_runs f ON f.pk = ?1 AND m.time >= f.created_at WHERE m.run IS NULL AND m.id > ?2"
+    f" AND m.id > (SELECT coalesce(max(id), 0) FROM messages WHERE run = ?1 AND name = '{ARRIVED}')"
+    " ORDER BY 1"
+)
+
+
+# --- from and to other stores ---------------------------------------------------------------------
+
+
+def _dump(db: sqlite3.Connection, pk: int) -> Iterator[AnyRow]:
+    """A run and what belongs to it."""
+    found = db.execute(f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE pk = ?", (pk,)).fetchone()
+    if found is None:
+        return
+    low, high = pk << 32, pk << 32 | 0xFFFFFFFF
+    yield _run(found)
+    for r in db.execute(f"SELECT {_EVENT_COLUMNS} FROM events WHERE run = ? ORDER BY id", (pk,)):
+        yield EventRow(*r)
+    for r in db.execute(_MESSAGES, (pk, 0)):
+        yield MessageRow(*r)
+    for r in db.execute(
+        f"SELECT {_TASK_ALL} FROM task_runs WHERE id BETWEEN ? AND ? ORDER BY id", (low, high)
+    ):
+        yield _task(r)
+    for r in db.execute(
+        f"SELECT {_ATTEMPT_ALL} FROM attempts WHERE id BETWEEN ? AND ? ORDER BY id, attempt",
+        (low, high),
+    ):
+        yield AttemptRow(r[0] >> 32, r[0] & 0xFFFFFFFF, *r[1:])
+    for r in db.execute(
+        "SELECT run, scope, n, value, seq FROM marks WHERE run = ? ORDER BY scope, n", (pk,)
+    ):
+        yield MarkRow(*r)
+    for r in db.execute(
+        "SELECT run, seq, time, level, logger, message FROM logs WHERE run = ? ORDER BY id", (pk,)
+    ):
+        yield LogRow(*r)
+
+
+#: Tables of one connection, in a file that is gone with it, for what is about to be taken in.
+_ASIDE = (
+    f"CREATE TEMP TABLE new_runs AS SELECT {_RUN_COLUMNS} FROM main.flow_runs WHERE 0",
+    f"CREATE TEMP TABLE new_tasks AS SELECT {_TASK_ALL} FROM main.task_runs WHERE 0",
+    "CREATE TEMP TABLE new_attempts AS SELECT * FROM main.attempts WHERE 0",
+    f"CREATE TEMP TABLE new_events AS SELECT {_EVENT_COLUMNS} FROM main.events WHERE 0",
+    "CREATE TEMP TABLE new_messages AS SELECT * FROM main.messages WHERE 0",
+    "CREATE TEMP TABLE new_marks AS SELECT * FROM main.marks WHERE 0",
+    "CREATE TEMP TABLE new_logs AS SELECT * FROM main.logs WHERE 0",
+)
+#: By what the rows of one run are found there.
+_BY_RUN = (
+    ("new_tasks", "id"), ("new_attempts", "id"), ("new_events", "run"), ("new_messages", "run"),
+    ("new_marks", "run"), ("new_logs", "run"),
+)  # fmt: skip
+
+
+def _put_aside(db: sqlite3.Connection, rows: Iterable[AnyRow], files: _Staged) -> None:
+    """Read all rows, without a lock that others could meet."""
+    waiting: list[tuple[Any, ...]] = []
+    into = ""
+    db.execute("BEGIN")
+    for row in rows:
+        table, values = _aside(row, files)
+        if isinstance(row, RunRow):
+            # In between, since what is read in a transaction keeps the WAL from being folded in.
+            db.execute("COMMIT")
+            _check_free(db, row.id)
+            db.execute("BEGIN")
+        if table != into or len(waiting) >= _KEYS:
+            _put(db, into, waiting)
+            into, waiting = table, []
+        waiting.append(values)
+    _put(db, into, waiting)
+    for table, column in _BY_RUN:
+        db.execute(f"CREATE INDEX temp.{table}_run ON {table} ({column})")
+    db.execute("COMMIT")
+
+
+def _put(db: sqlite3.Connection, table: str, rows: list[tuple[Any, ...]]) -> None:
+    if rows:
+        marks = ",".join("?" * len(rows[0]))
+        db.executemany(f"INSERT INTO temp.{table} VALUES ({marks})", rows)
+
+
+def _aside(row: AnyRow, files: _Staged) -> tuple[str, tuple[Any, ...]]:
+    match row:
+        case RunRow():
+            return "new_runs", _packed_run(files.placed(row))
+        case TaskRow():
+            return "new_tasks", _packed_task(files.placed(row))
+        case AttemptRow():
+            return "new_attempts", (_id(row.run, row.seq), *row[2:])
+        case EventRow():
+            return "new_events", tuple(row)
+        case MessageRow():
+            return "new_messages", tuple(row)
+        case MarkRow():
+            return "new_marks", tuple(row)
+        case LogRow():
+            return "new_logs", (None, *row)
+
+
+def _check_free(db: sqlite3.Connection, run_id: str) -> None:
+    if db.execute("SELECT 1 FROM main.flow_runs WHERE id = ?", (run_id,)).fetchone():
+        raise RunExists(run_id)
+
+
+def _take_in(db: sqlite3.Connection, renumber: Renumber) -> RunRow:
+    """Give what was put aside its numbers, and move it in."""
+    pks: dict[int, int] = {}
+    root: RunRow | None = None
+    for packed in db.execute(f"SELECT {_RUN_COLUMNS} FROM temp.new_runs ORDER BY rowid"):
+        row = _run(packed)
+        _check_free(db, row.id)
+        taken = db.execute(
+            "SELECT 1 FROM main.flow_runs WHERE idempotency_key = ?", (row.idempotency_key,)
+        ).fetchone()
+        made = row._replace(
+            pk=0,
+            parent=pks.get(row.parent or 0),
+            root=pks.get(row.root, 0),
+            idempotency_key=None if taken else row.idempotency_key,
+        )
+        made = _insert_run(db, made)
+        pks[row.pk] = made.pk
+        root = root or made
+        _take_in_rows(db, row.pk, made.pk, renumber)
+    assert root is not None
+    return root
+
+
+def _take_in_rows(db: sqlite3.Connection, number: int, pk: int, renumber: Renumber) -> None:
+    low, high, shift = number << 32, number << 32 | 0xFFFFFFFF, (pk - number) << 32
+    for table, new, columns in (
+        ("task_runs", "new_tasks", _TASK_ALL),
+        ("attempts", "new_attempts", _ATTEMPT_ALL),
+    ):
+        rest = columns.partition(", ")[2]
+        db.execute(
+            f"INSERT INTO main.{table} ({columns}) SELECT id + ?, {rest} FROM temp.{new}"
+            " WHERE id BETWEEN ? AND ? ORDER BY id",
+            (shift, low, high),
+        )
+    db.execute(
+        f"INSERT INTO main.events ({_EVENT_COLUMNS})"
+        f" SELECT NULL, ?, {_EVENT_COLUMNS.partition(', run, ')[2]}"
+        " FROM temp.new_events WHERE run = ? ORDER BY rowid",
+        (pk, number),
+    )
+    db.execute(
+        "INSERT INTO main.logs SELECT NULL, ?, seq, time, level, logger, message"
+        " FROM temp.new_logs WHERE run = ? ORDER BY rowid",
+        (pk, number),
+    )
+    if db.execute(f"SELECT 1 FROM ({_MESSAGES}) LIMIT 1", (pk, 0)).fetchone():
+        db.execute("INSERT INTO main.messages VALUES (NULL,?,?,?,?)", (ARRIVED, pk, b"null", 0.0))
+    ids: dict[int, int] = {}
+    for old, name, payload, when in db.execute(
+        "SELECT id, name, payload, time FROM temp.new_messages WHERE run = ? ORDER BY rowid",
+        (number,),
+    ):
+        sent = db.execute(
+            "INSERT INTO main.messages VALUES (NULL,?,?,?,?)", (name, pk, payload, when)
+        )
+        assert sent.lastrowid is not None
+        ids[old] = sent.lastrowid
+    marks = db.execute(
+        "SELECT run, scope, n, value, seq FROM temp.new_marks WHERE run = ? ORDER BY rowid",
+        (number,),
+    )
+    db.executemany(
+        "INSERT INTO main.marks (run, scope, n, value, seq) VALUES (?,?,?,?,?)",
+        (renumber(MarkRow(*mark), ids)._replace(run=pk) for mark in marks),
+    )
+
+
+class _Staged:
+    """Large results of what is about to be taken in: their files get their places at the end."""
+
+    def __init__(self, results: Path, limit: int, fsync: bool) -> None:
+        self._results = results
+        self._limit = limit
+        self._fsync = fsync
+        self._folder: Path | None = None
+
+    def placed(self, row: Any) -> Any:
+        """The row, its result in a file if it is large."""
+        kind = _TO_FILE.get(row.result_kind)
+        if kind is None or row.result is None or len(row.result) <= self._limit:
+            return row
+        name = hashlib.sha256(row.result).hexdigest()
+        if self._folder is None:
+            self._results.mkdir(mode=0o700, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix="import-", dir=self._results))
+        path = self._folder / f"{name}.bin"
+        with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(row.result)
+            if self._fsync:
+                file.flush()
+                os.fsync(file.fileno())
+        return row._replace(result_kind=kind, result=name.encode())
+
+    def place(self) -> None:
+        """Give the files their places. Two of one name have the same content."""
+        for file in self._folder.iterdir() if self._folder is not None else ():
+            folder = self._results / file.name[:2]
+            folder.mkdir(mode=0o700, exist_ok=True)
+            os.replace(file, folder / file.name)
+            if self._fsync:
+                _sync_folder(folder)
+
+    def clear(self) -> None:
+        """Remove what did not get a place."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
 def _insert_run(db: sqlite3.Connection, row: RunRow) -> RunRow:
     packed = list(_packed_run(row))
     packed[0] = None
@@ -1052,8 +1327,9 @@ class _Outside:
     def unfinished_of(self, deployment: str) -> list[tuple[int, str, str]]:
         return self._db.execute(
             "SELECT pk, id, coalesce(cause, '') FROM flow_runs WHERE deployment = ?"
-            f" AND state IN ({_MARKS}) AND state_name <> 'NeedsAttention' ORDER BY pk",
-            (deployment, *_UNFINISHED),
+            f" AND state IN ({_MARKS}) AND state_name <> 'NeedsAttention'"
+            " AND waits_for IS NOT ? ORDER BY pk",
+            (deployment, *_UNFINISHED, IMPORTED),
         ).fetchall()
 
     def request(self, run: int, kind: str, time: float) -> None:
@@ -1168,6 +1444,17 @@ def _write_tasks(db: sqlite3.Connection, rows: Iterable[TaskRow]) -> None:
             n -= size
     # After the plain ones: of two rows with one key, the later one stays.
     db.executemany(_INSERT_ALL, full.values())
+
+
+def _packed_task(row: TaskRow) -> tuple[Any, ...]:
+    """A row of all columns (the hot path above has its own)."""
+    return (
+        _id(row.run, row.seq), row.identity, row.task, row.parent, row.state, row.attempt,
+        row.created_at, row.started_at, row.ended_at, row.result_kind, row.result, row.name,
+        row.state_name, row.message or None, row.failures or None, row.interruptions or None,
+        row.retry_at, json.dumps(row.upstream) if row.upstream else None,
+        json.dumps(row.tags) if row.tags else None, row.error,
+    )  # fmt: skip
 
 
 def _write_limits(db: sqlite3.Connection, rows: Iterable[LimitRow]) -> None:

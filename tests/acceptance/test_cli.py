@@ -364,3 +364,36 @@ def test_what_a_run_gave_is_shown(here: Path) -> None:
     (listed,) = json.loads(run("runs", "ls", "--json").stdout)
     gone = run("runs", "delete", "last", "--yes", "--json")
     assert json.loads(gone.stdout) == {"ids": [listed["id"]], "deleted": 1}
+
+
+def test_a_run_goes_from_one_database_to_another(here: Path) -> None:
+    assert run("run", "cli_flows.py:bad").exit_code == 1
+    shown, logged = run("runs", "show", "last"), run("runs", "logs", "last")
+    result = run("runs", "export", "last", "--out", "one.gz", "--json")
+    told = json.loads(result.stdout)
+    assert told["task_runs"] == 6
+    assert told["file"] == "one.gz"
+    again = run("runs", "export", "last", "--out", "one.gz")
+    assert again.exit_code == 2
+    assert "one.gz exists" in again.output
+    assert run("runs", "export", "last").exit_code == 0
+    assert (here / f"{told['id']}.run.gz").exists()
+
+    result = run("runs", "import", "one.gz", "--db", "there.db")
+    assert result.exit_code == 0
+    assert f"imported run {told['id']} of flow bad (Failed): 6 task runs" in result.output
+    assert run("runs", "show", "last", "--db", "there.db").output == shown.output
+    assert run("runs", "logs", "last", "--db", "there.db").output == logged.output
+    result = run("runs", "import", "one.gz", "--db", "there.db")
+    assert result.exit_code == 2
+    assert "is in this database already" in result.output
+    result = run("runs", "import", "one.gz", "--db", "there.db", "--new-id", "--json")
+    assert json.loads(result.stdout)["origin"] == told["id"]
+    result = run("runs", "import", "cli_flows.py", "--db", "there.db")
+    assert result.exit_code == 2
+    assert "is no exported run" in result.output
+    result = run("resume", told["id"], "--db", "there.db", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["id"] == told["id"]
+    show = json.loads(run("runs", "show", told["id"], "--db", "there.db", "--json").stdout)
+    assert [line["state"] for line in show["story"]].count("Failed") == 2
