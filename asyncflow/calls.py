@@ -596,14 +596,22 @@ class Calls:
 def _token(value: Any) -> bytes | None:
     """What stands for a future among inputs: the identity of its call."""
     if isinstance(value, Call):
-        return b"@" + value.identity
+        return b"@" + _standing(value)
     if isinstance(value, nested.Allowed):
         return b"?" + (_token(value.future) or b"")
     if isinstance(value, nested.FutureGroup):
-        if value.identity is not None:
-            return b"@" + value.identity
-        return b"@" + _digest(b"".join(call.identity for call in value.members()))
+        late = value.late
+        if late is not None:
+            edits = late.run.edits
+            return b"@" + late.identity + (edits.of_task(late.spec.task.name) if edits else b"")
+        return b"@" + _digest(b"".join(map(_standing, value.members())))
     return None
+
+
+def _standing(call: Call) -> bytes:
+    """What stands for the result of a call: its identity, and whether a fork has edited it."""
+    edits = call.run.edits
+    return call.identity + edits.of_call(call.identity) if edits else call.identity
 
 
 def _by_type(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

@@ -110,7 +110,7 @@ def _task_end(row: TaskRow) -> str:
 def _end(state: str, result: bytes | None, error: bytes | None) -> str:
     if error:
         return f"{state}: {failures.summary(error)}"[:_SHOWN]
-    if result and state in ("Completed", "Cached"):
+    if result and state in ("Completed", "Cached", "Edited"):
         return f"{state}: {codec.unsealed(result).decode('utf-8', 'replace')}"[:_SHOWN]
     return state
 

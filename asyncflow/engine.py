@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Token, copy_context
 from datetime import datetime
+from functools import partial
 from math import inf
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,7 +22,7 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from asyncflow import codec, rows
+from asyncflow import codec, edits, rows
 from asyncflow.bodies import Bodies
 from asyncflow.calls import Calls, Inputs
 from asyncflow.clock import Clock, WallClock
@@ -41,7 +42,6 @@ from asyncflow.errors import (
     TaskCancelled,
     UnknownFlow,
     UnknownRun,
-    UnknownTask,
     Unresponsive,
 )
 from asyncflow.executor import Executor
@@ -81,6 +81,7 @@ from asyncflow.store.base import (
     RunRow,
     StateRow,
     TaskQuery,
+    TaskRow,
     Writes,
 )
 from asyncflow.views import (
@@ -1137,47 +1138,53 @@ class Engine:
         run_id: str,
         from_task: str | None = None,
         parameters: dict[str, Any] | None = None,
+        results: dict[str, Any] | None = None,
     ) -> FlowRun[Any]:
         """Run the flow of a run again under a new id, with what that run has recorded.
 
         Calls that are made with the same inputs as there are answered from its record; so with
-        other *parameters* only what depends on them runs. Failures that ended it run again.
+        other *parameters* or *results* only what depends on them runs. Failures that ended it run
+        again.
 
         Args:
             from_task: the name of a task (its first call) or the id of a task run: that call and
                 all that were made after it run again.
             parameters: values that replace those of the run, by name.
+            results: values that replace recorded results, or failures. By the name of a task, which
+                means all of its calls, or by the name ("fetch-3") or id of one task run; the more
+                exact one counts. They are stored as JSON.
 
         Raises:
             UnknownRun, UnknownFlow: there is no such run, or its code cannot be found.
-            UnknownTask: the run has no such task run.
-            InvalidParameters: the parameters do not fit.
+            UnknownTask: the run has no such task run, or its result cannot be edited.
+            InvalidParameters: the parameters do not fit, or a result holds a secret.
+            NotSerializable: a result cannot be stored.
         """
         self._check_open()
         await self.journal.durable()
         row = await self._row(run_id)
         flow = find(row.flow_ref, row.flow_name)
         values = flow.parameters.load(row.parameters, parameters)
-        below = ALL if from_task is None else await self._first_seq(row, from_task)
-        return self._start(await self.flows.fork(row, flow, values, below))
-
-    async def _first_seq(self, row: RunRow, task: str) -> int:
-        """The number of the first call of a run that is called so."""
-
-        def read() -> tuple[Any, Any]:
-            return self.store.calls(row.pk), self.store.children(row.pk)
-
-        calls, children = await self.writer.do(read)
-        named: list[tuple[int, set[str | None]]]
-        named = [(c.seq, {c.task, c.name, f"{c.task}-{c.seq}", f"{row.id}-{c.seq}"}) for c in calls]
-        named += [(c.parent_seq or 0, {c.flow_name, c.name, c.id}) for c in children]
-        seqs = [seq for seq, names in named if task in names]
-        if not seqs:
-            raise UnknownTask(
-                f"the run {row.id} has no task run {task!r}: give the name of a task that it"
-                " called, or the id of a task run"
+        calls: list[TaskRow] = []
+        children: list[RunRow] = []
+        if from_task is not None or results:
+            calls, children = await self.writer.do(
+                lambda: (self.store.calls(row.pk), self.store.children(row.pk))
             )
-        return min(seqs)
+        below = ALL if from_task is None else _first_seq(row, calls, children, from_task)
+        if not results:
+            return self._start(await self.flows.fork(row, flow, values, below))
+        self.learn_secrets(values)
+        given = {name: partial(self._result, name, value) for name, value in results.items()}
+        edited = edits.edited(row, calls, children, given, below, self.clock.time())
+        return self._start(await self.flows.fork(row, flow, values, below, edited))
+
+    def _result(self, name: str, value: Any) -> bytes:
+        """A result that a user gives, as it is stored."""
+        data = codec.encode(value, f"results[{name!r}]")
+        if self.masker.holds(data):
+            raise InvalidParameters(f"the result for {name!r} holds a secret, which is not stored")
+        return codec.seal(data)
 
     async def cancel(self, run_id: str) -> bool:
         """Cancel a run, and everything below it, in whatever process it runs.
@@ -1908,6 +1915,15 @@ class Engine:
                 self.flows.storage_failed(run, as_store_error(error))
         self.flows.settle_unrecorded()
         self.executor.pump()
+
+
+def _first_seq(run: RunRow, calls: Iterable[TaskRow], children: Iterable[RunRow], task: str) -> int:
+    """The number of the first call of a run that is called so."""
+    seqs = [c.seq for c in calls if task in edits.names_of(run.id, c)]
+    seqs += [c.parent_seq or 0 for c in children if task in edits.names_of_child(c)]
+    if not seqs:
+        raise edits.unknown(run.id, task)
+    return min(seqs)
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from asyncflow import codec, failures, rows
+from asyncflow import codec, edits, failures, rows
 from asyncflow import drive as driving
 from asyncflow.calls import History
 from asyncflow.context import CURRENT, TAGS
@@ -169,9 +169,18 @@ class Flows:
         self._bind(run)
 
     async def fork(
-        self, row: RunRow, flow: Flow[..., Any], values: dict[str, Any], below: int
+        self,
+        row: RunRow,
+        flow: Flow[..., Any],
+        values: dict[str, Any],
+        below: int,
+        edited: Sequence[TaskRow] = (),
     ) -> Run:
-        """A new run that begins with what another has, up to the number *below* of its calls."""
+        """A new run that begins with what another has, up to the number *below* of its calls.
+
+        Args:
+            edited: rows that it has instead of those with the same numbers.
+        """
         engine = self._engine
         values = flow.parameters.check(values)
         engine.learn_secrets(values)
@@ -190,10 +199,14 @@ class Flows:
         )
         if flow.options.timeout is not None:
             run.deadline = now + flow.options.timeout
-        run.failed_seqs = tuple(seq for seq in row.ended_by if seq < below)
+        others = {task.seq for task in edited}
+        run.failed_seqs = tuple(s for s in row.ended_by if s < below and s not in others)
         made = rows.run_row(run, engine.id, now)
-        state = StateRow(0, now, made.state, made.state_name, f"forked from {row.id}", run.epoch)
-        made = await engine.writer.do(lambda: engine.store.copy_run(row.pk, made, [state], below))
+        text = f"forked from {row.id}{edits.told(edited)}"
+        state = StateRow(0, now, made.state, made.state_name, text, run.epoch)
+        made = await engine.writer.do(
+            lambda: engine.store.copy_run(row.pk, made, [state], below, edited)
+        )
         run.pk, run.extra.root = made.pk, made.root
         self._bind(run)
         await self.load(run, fresh=True)
@@ -280,6 +293,8 @@ class Flows:
         for mark in past.marks:
             self._engine.record_mark(mark)
         run.extra.doomed = past.doomed
+        if run.extra.origin is not None:
+            run.edits = edits.Tokens(tasks)
         run.history = History(tasks, children, again, fresh, past.void)
         # Equal calls are numbered, and void ones count.
         run.seen_hashes = {hash(identity) for identity in run.history.seeds}

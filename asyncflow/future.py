@@ -200,8 +200,13 @@ class TaskFutureList(nested.FutureGroup, Sequence[TaskFuture[R]], Generic[R]):
         return self if self._promised is None else (self._promised,)
 
     @property
+    def late(self) -> Call | None:
+        """What stands for a map over a future, whether its calls exist yet or not."""
+        return self._late
+
+    @property
     def identity(self) -> bytes | None:
-        """What identifies a map over a future, whether its calls exist yet or not."""
+        """What identifies a map over a future; None for others."""
         return None if self._late is None else self._late.identity
 
     @property

@@ -45,8 +45,8 @@ class FutureGroup:
     __slots__ = ()
 
     @property
-    def identity(self) -> bytes | None:
-        """What identifies it if it is a map over a future; else its members do."""
+    def late(self) -> Call | None:
+        """What stands for it if it is a map over a future; else its members do."""
         raise NotImplementedError
 
     def members(self) -> Iterable[Call]:

@@ -444,6 +444,7 @@ class Run:
         pk: its number in the store.
         live: how many of its calls have not settled.
         seen_hashes, repeats: which identities occurred, to number equal calls.
+        edits: what a fork has changed of its record (`asyncflow.edits.Tokens`); None: nothing.
         history: what the store knew of its calls when it was resumed, by identity.
         unseen: failed calls that nobody has looked at, by seq.
         rolling, undone: as of a call.
@@ -463,6 +464,7 @@ class Run:
         "created",
         "deadline",
         "dirty",
+        "edits",
         "ended",
         "engine",
         "epoch",
@@ -545,6 +547,7 @@ class Run:
         self.repeats: dict[int, int] = {}
         self.prefixes: dict[Any, bytes] = {}
         self.history: Any = None
+        self.edits: Any = None
         self.unseen: dict[int, Call] = {}
         self.failed_seqs: tuple[int, ...] = ()
         self.rolling = 0

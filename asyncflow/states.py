@@ -218,8 +218,8 @@ def Cancelled(message: str = "", name: str = "") -> State[Any]:  # noqa: N802 - 
 
 #: The names that refine a type and that asyncflow gives itself.
 NAMES = (
-    "AwaitingRetry", "Cached", "Interrupted", "Late", "NeedsAttention", "Retrying", "Skipped",
-    "Suspended", "TimedOut", "UpstreamFailed",
+    "AwaitingRetry", "Cached", "Edited", "Interrupted", "Late", "NeedsAttention", "Retrying",
+    "Skipped", "Suspended", "TimedOut", "UpstreamFailed",
 )  # fmt: skip
 _NAMES = {name.upper(): name for name in NAMES}
 

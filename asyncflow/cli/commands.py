@@ -96,6 +96,11 @@ def recover(**options: Any) -> None:
     "--from", "from_task", metavar="TASK",
     help="A task's name, or the id of a task run: it and what was called after it run again.",
 )  # fmt: skip
+@click.option(
+    "--result", "results", multiple=True, metavar="NAME=JSON",
+    help="A recorded result to replace, by the name of a task or of a task run (fetch-3), or by"
+    " its id; @FILE reads a JSON file. May be repeated.",
+)  # fmt: skip
 @_params
 @_db
 @_json

@@ -33,6 +33,7 @@ from asyncflow.cli.output import (
     say,
     table,
 )
+from asyncflow.edits import EDITED
 from asyncflow.engine import Engine, default_database
 from asyncflow.errors import StoreError, UnknownRun
 from asyncflow.ownership import is_alive
@@ -438,7 +439,9 @@ def _group_line(name: str, items: list[TaskRow | _Tree]) -> str:
         starts += [row.started_at] if row.started_at else []
         ends += [row.ended_at] if row.ended_at else []
         attempts += max(0, row.attempt - 1)
-    return _counts_line(name, len(items), counts, starts, ends, attempts)
+    edited = sum(not isinstance(item, _Tree) and item.state_name == EDITED for item in items)
+    line = _counts_line(name, len(items), counts, starts, ends, attempts)
+    return f"{line}  {edited:,} edited" if edited else line
 
 
 def _counts_line(

@@ -41,6 +41,26 @@ def parse(
     return values
 
 
+def parse_results(given: Sequence[str]) -> dict[str, Any]:
+    """Results by the names of their calls, each given as NAME=JSON or NAME=@FILE."""
+    results: dict[str, Any] = {}
+    for one in given:
+        name, equals, text = one.partition("=")
+        if not equals or not name:
+            raise InvalidParameters(f"--result {one!r}: write it as NAME=JSON")
+        if text.startswith("@"):
+            results[name] = _json_file(Path(text[1:]))
+            continue
+        try:
+            results[name] = json.loads(text)
+        except ValueError as error:
+            raise InvalidParameters(
+                f"--result {one!r} is no JSON ({error}): text is written in quotes, as"
+                f" '{name}=\"text\"'"
+            ) from None
+    return results
+
+
 def _value(text: str, parameters: Parameters, name: str) -> Any:
     parameter = parameters.signature.parameters.get(name)
     is_text = parameter is not None and _is_text(parameter.annotation)

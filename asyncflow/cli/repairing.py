@@ -10,6 +10,7 @@ import click
 
 from asyncflow.cli.looking import _answered, _reading, find_run
 from asyncflow.cli.output import coloured, one_line, print_json, say
+from asyncflow.cli.params import parse_results
 from asyncflow.cli.running import _import_from_here, _must_exist, begin_stored
 from asyncflow.diff import RunDiff, TaskDiff, compare
 from asyncflow.engine import Engine, FlowRun, default_database
@@ -21,6 +22,7 @@ def fork_run(
     *,
     run_id: str,
     from_task: str | None,
+    results: tuple[str, ...],
     params: tuple[str, ...],
     db: str | None,
     as_json: bool,
@@ -29,7 +31,7 @@ def fork_run(
     """Run a run again under a new id with what it has recorded; the exit code."""
 
     async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
-        return await engine.fork(stored, from_task, given)
+        return await engine.fork(stored, from_task, given, parse_results(results))
 
     return begin_stored(run_id, params, db, as_json, quiet, begin)
 

@@ -434,11 +434,19 @@ class Store(Protocol):
         above *after*."""
         ...
 
-    def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
+    def copy_run(
+        self,
+        source: int,
+        row: RunRow,
+        states: Sequence[StateRow],
+        below: int,
+        edited: Sequence[TaskRow] = (),
+    ) -> RunRow:
         """Add a run that begins with what another has: a fork.
 
         Copied are task runs, child runs (with all that is theirs, under new ids), attempts and
-        marks of *source* with numbers smaller than *below*.
+        marks of *source* with numbers smaller than *below*; *edited* task runs take the places of
+        those with the same numbers.
         """
         ...
 

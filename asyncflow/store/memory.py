@@ -266,9 +266,17 @@ class MemoryStore:
         ]
 
     @_whole
-    def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
+    def copy_run(
+        self,
+        source: int,
+        row: RunRow,
+        states: Sequence[StateRow],
+        below: int,
+        edited: Sequence[TaskRow] = (),
+    ) -> RunRow:
         row, _ = self.create_run(row, states)
         self._copy(source, row, below)
+        self._tasks[row.pk].update({task.seq: task._replace(run=row.pk) for task in edited})
         return row
 
     def _copy(self, source: int, row: RunRow, below: int) -> None:

@@ -714,11 +714,20 @@ class SqliteStore:
         found = self._read(lambda db: db.execute(_MESSAGES, (run, after)).fetchall())
         return [MessageRow(*row) for row in found]
 
-    def copy_run(self, source: int, row: RunRow, states: Sequence[StateRow], below: int) -> RunRow:
+    def copy_run(
+        self,
+        source: int,
+        row: RunRow,
+        states: Sequence[StateRow],
+        below: int,
+        edited: Sequence[TaskRow] = (),
+    ) -> RunRow:
+        edited = self._place_results(edited)
         with self._transaction() as db:
             row = _insert_run(db, row)
             db.executemany(_INSERT_STATE, [(row.pk, *s[1:]) for s in states])
             _copy(db, source, row, below)
+            _write_tasks(db, [task._replace(run=row.pk) for task in edited])
         return row
 
     # --- what is planned ------------------------------------------------------------------------

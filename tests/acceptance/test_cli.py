@@ -397,3 +397,28 @@ def test_a_run_goes_from_one_database_to_another(here: Path) -> None:
     assert json.loads(result.stdout)["id"] == told["id"]
     show = json.loads(run("runs", "show", told["id"], "--db", "there.db", "--json").stdout)
     assert [line["state"] for line in show["story"]].count("Failed") == 2
+
+
+def test_a_fork_takes_other_results(here: Path) -> None:
+    assert run("run", "cli_flows.py:bad").exit_code == 1
+    (here / "four.json").write_text("4")
+    result = run(
+        "fork", "last", "--result", "work-4=3", "--result", "work-5=@four.json", "--json", "-q"
+    )
+    assert result.exit_code == 0
+    shown = run("runs", "show", "last")
+    assert "2 edited" in shown.output
+    assert "with edited results of work-4, work-5" in shown.output
+    assert "work-4  ✓ Edited" in run("runs", "show", "last", "--tasks").output
+    origin = json.loads(run("runs", "ls", "--json").stdout)[1]["id"]
+    told = run("runs", "diff", origin, "last").output
+    assert "-> Edited: 3" in told
+    for wrong, text in {
+        "work-4": "write it as NAME=JSON",
+        "work-4=abc": "text is written in quotes",
+        "work-4=@nothing.json": "cannot be read",
+        "nothing=1": "has no task run 'nothing'",
+    }.items():
+        result = run("fork", "last", "--result", wrong)
+        assert result.exit_code == 2
+        assert text in result.output

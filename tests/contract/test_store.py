@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from asyncflow import codec
 from asyncflow.errors import ResultUnreadable, RunTaken, StoreClosed, StoreError
 from asyncflow.states import StateType
 from asyncflow.store.base import (
@@ -1286,6 +1287,21 @@ def test_messages_go_with_their_run(store: ReadableStore) -> None:
     store.delete_run(run.pk)
     again = create(store, "again")
     assert store.messages(again.pk, 0) == []
+
+
+async def test_a_copy_has_edited_task_runs_in_the_places_of_others(store: ReadableStore) -> None:
+    run = create(store, "run")
+    store.write(Writes(tasks=[task_row(run.pk, n) for n in range(1, 5)]))
+    big = codec.seal(codec.encode("x" * 100_000))
+    edited = task_row(run.pk, 2, state="COMPLETED", state_name="Edited", result_kind=1, result=big)
+    copy = store.copy_run(run.pk, run_row("copy"), [state_row(0)], 4, [edited])
+    first, second, third = store.calls(copy.pk)
+    assert (first, third) == (task_row(copy.pk, 1), task_row(copy.pk, 3))
+    assert second[:2] == (copy.pk, 2)
+    assert second.state_name == "Edited"
+    result = second.result or b""
+    assert (store.load_file(result.decode()) if second.result_kind == 4 else result) == big
+    assert store.calls(run.pk)[1] == task_row(run.pk, 2)
 
 
 def test_a_copy_has_what_came_before_a_call(store: ReadableStore) -> None:
