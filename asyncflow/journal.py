@@ -255,12 +255,7 @@ class Journal:
 
     def _done(self, ends: list[Call | Item], error: BaseException | None) -> None:
         if error is not None:
-            self._broken = error
-            for _, waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_exception(error)
-            self._waiters = []
-            self._failed(error)
+            self._break(error)
             return
         self._written += 1
         if ends:
@@ -272,10 +267,24 @@ class Journal:
         self._since_checkpoint += 1
         if self._since_checkpoint >= CHECKPOINT_EVERY:
             self._since_checkpoint = 0
-            self._writer.submit(self._store.checkpoint, lambda _r, _e: self._checkpointed())
+            self._writer.submit(self._store.checkpoint, lambda _, error: self._checkpointed(error))
 
-    def _checkpointed(self) -> None:
-        if self._waits():
+    def _break(self, error: BaseException) -> None:
+        """The storage failed. What became of the transaction, if it was one, is not known."""
+        if self._broken is not None:
+            return
+        self._broken = error
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._waiters = []
+        self._failed(error)
+
+    def _checkpointed(self, error: BaseException | None) -> None:
+        if error is not None:
+            # All is in the WAL still; but a disk that loses what it is given is not trusted on.
+            self._break(error)
+        elif self._waits():
             self.soon()
 
     def _tell(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -16,6 +17,7 @@ import os
 import re
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,14 +156,21 @@ class SqliteStore:
         self._busy_timeout = busy_timeout
         self._results = Path(f"{path}.results")
         self._fsync = False
+        self._lasting: set[Path] = set()  # folders of results whose names are known to last
         self._db: sqlite3.Connection | None = None
 
     # --- opening --------------------------------------------------------------------------------
 
     def open(self, durability: str) -> None:
         self._fsync = durability == "full"
+        folder = self.path.parent
+        missing = [made for made in (folder, *folder.parents) if not made.exists()]
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._fsync:
+                # The folder's name too: who made it may have died before it was synced.
+                for made in {folder, *missing}:
+                    _sync_folder(made.parent)
             if not self.path.exists():
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
@@ -191,7 +200,13 @@ class SqliteStore:
         db = self._connection
         db.execute("PRAGMA schema_version").fetchone()
         self._check_identity()
-        db.execute("PRAGMA journal_mode = WAL").fetchone()
+        mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            # No error of SQLite, which then goes on without.
+            raise StoreError(
+                f"the database {self.path} cannot keep a write-ahead log (its journal mode stays"
+                f" {mode!r}): give a path on a disk of this machine, not on the network"
+            )
         db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
         # Only `checkpoint` folds the WAL in, off the loop.
         db.execute("PRAGMA wal_autocheckpoint = 0")
@@ -460,11 +475,29 @@ class SqliteStore:
         name = hashlib.sha256(data).hexdigest()
         folder = self._results / name[:2]
         path = folder / f"{name}.bin"
-        if path.exists():
-            return name
+        # A power cut may have left a file of this name that is torn: the name proves nothing.
+        if not _holds(path, data):
+            self._make_folder(folder)
+            self._put(path, data)
+        elif self._fsync:
+            # Whoever wrote it may not have waited for the disk.
+            self._make_folder(folder)
+            _sync(path)
+        if self._fsync:
+            _sync_folder(folder)
+        return name
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of results, and let its name last before that of a file in it."""
         for made in (self._results, folder):
             made.mkdir(mode=0o700, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=folder)
+        if self._fsync and folder not in self._lasting:
+            _sync_folder(self._results)
+            _sync_folder(self.path.parent)
+            self._lasting.add(folder)
+
+    def _put(self, path: Path, data: bytes) -> None:
+        fd, temporary = tempfile.mkstemp(dir=path.parent)
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
@@ -476,9 +509,6 @@ class SqliteStore:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        if self._fsync:
-            _sync_folder(folder)
-        return name
 
     def load_file(self, name: str) -> bytes:
         if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
@@ -898,9 +928,18 @@ class SqliteStore:
         return left > 0
 
     def _unlink(self, names: Iterable[bytes]) -> None:
+        failed: OSError | None = None
         for name in names:
             text = name.decode()
-            (self._results / text[:2] / f"{text}.bin").unlink(missing_ok=True)
+            try:
+                (self._results / text[:2] / f"{text}.bin").unlink(missing_ok=True)
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise StoreError(
+                f"what was deleted from the database {self.path} is gone from it, but its file"
+                f" {failed.filename} cannot be removed: {failed.strerror}: remove it yourself"
+            ) from failed
 
     # --- upkeep ---------------------------------------------------------------------------------
 
@@ -926,6 +965,7 @@ class SqliteStore:
             finally:
                 copy.close()
             os.replace(partial, target)
+            _sync_folder(target.parent)
             return target.stat().st_size
         except OSError as error:
             raise StoreError(f"the backup {target} cannot be written: {error.strerror}") from None
@@ -1029,9 +1069,12 @@ class SqliteStore:
         with contextlib.suppress(OSError):
             if wal.stat().st_size < WAL_PAGES * 4096:
                 return
-        with contextlib.suppress(sqlite3.Error):
-            # What cannot be folded in now is folded in the next time.
+        try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            # What others keep from being folded in is folded in the next time.
+            if not _is_busy(error):
+                self._translate(error)
 
     def reader(self) -> SqliteReader:
         return SqliteReader(self)
@@ -1538,13 +1581,36 @@ def _task(row: Sequence[Any]) -> TaskRow:
     )  # fmt: skip
 
 
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there with just this content."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != len(data):
+                return False
+            size = 1 << 20
+            return all(file.read(size) == data[at : at + size] for at in range(0, len(data), size))
+    except OSError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    """Make the names in a folder last, where the system can."""
+    if sys.platform == "win32":
+        return
+    try:
+        _sync(folder)
+    except OSError as error:
+        # Some file systems have no such thing, and some folders are not ours to read.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM):
+            raise
 
 
 # --- reading --------------------------------------------------------------------------------------
