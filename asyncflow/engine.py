@@ -336,7 +336,11 @@ class Engine:
         kept = "strict" if self.durability == "off" else self.durability
         try:
             await self.writer.do(lambda: self.store.open(kept))
-            await self._register()
+            try:
+                await self._register()
+            except BaseException:
+                await self.writer.do(self.store.close)
+                raise
         except BaseException:
             await self.writer.aclose()
             raise
@@ -698,6 +702,9 @@ class Engine:
             await self.executor.lend_while(call.parent, self.executor.direct(call, upstream))
         else:
             await self.executor.direct(call, upstream)
+        if self._broken is not None:
+            # Its end may not be on disk, and then nobody must act on it.
+            raise as_store_error(self._broken)
         assert isinstance(call, TaskFuture)
         return call.state if return_state else call._get()
 

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+from asyncflow.errors import StoreError
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -56,12 +58,21 @@ class EngineLock:
     Args:
         folder: where lock files of this database are, such as ``state.db.locks``.
         engine: the engine's id in the store.
+
+    Raises:
+        StoreError: the file cannot be made.
     """
 
     def __init__(self, folder: Path, engine: int) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = folder / f"{engine}.lock"
-        self._fd: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreError(
+                f"the lock {self._path} of a new engine cannot be made: {error.strerror}: make"
+                " room for it, in a folder that can be written to"
+            ) from error
         if not _lock(self._fd):
             os.close(self._fd)
             self._fd = None
@@ -71,7 +82,9 @@ class EngineLock:
     def release(self) -> None:
         """Give it up, in an orderly end."""
         if self._fd is not None:
-            self._path.unlink(missing_ok=True)
+            # A file that stays is a lock that nobody holds.
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
             self.drop()
 
     def drop(self) -> None:
@@ -139,8 +152,11 @@ def is_alive(folder: Path, engine: int) -> bool:
     """Whether the engine with this id still holds its lock."""
     try:
         fd = os.open(folder / f"{engine}.lock", os.O_RDWR)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        # Too many open files, or another user's: that it cannot be asked does not make it dead.
+        return True
     try:
         return not _is_free(fd)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import asyncflow
+from asyncflow.errors import StoreError
 from asyncflow.ownership import EngineLock, is_alive
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -265,3 +267,21 @@ def test_a_program_that_an_engine_started_does_not_hold_its_lock(folder: Path) -
         assert is_alive(folder, 1)
         kill(child)
         assert not is_alive(folder, 1)
+
+
+def test_an_engine_whose_lock_cannot_be_asked_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    assert not is_alive(tmp_path, 1)
+    (tmp_path / "1.lock").touch()
+    monkeypatch.setattr(os, "open", refused)
+    assert is_alive(tmp_path, 1)
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_of_the_store(tmp_path: Path) -> None:
+    (tmp_path / "locks").touch()
+    with pytest.raises(StoreError, match=r"locks/1\.lock of a new engine cannot be made"):
+        EngineLock(tmp_path / "locks", 1)
