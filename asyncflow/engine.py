@@ -114,9 +114,6 @@ POLL = 0.25
 #: Seconds between two looks for runs whose engine has died.
 WATCH = 2.0
 
-#: Seconds that a hook may take.
-HOOK_TIME = 30.0
-
 _log = logging.getLogger("asyncflow")
 
 
@@ -248,6 +245,8 @@ class Engine:
             "relaxed" does not wait for the disk, "off" stores no task runs at all.
         max_recoveries: recoveries of a run in a row without a newly completed task.
         cancel_grace_seconds: how long code may take to stop.
+        hook_timeout_seconds: how long a hook may take before it is cancelled and left; None: as
+            long as it likes.
         retention_days: ended runs that are older are removed from the store, in the background
             and with all that belongs to them; None keeps all.
         suspend_after_seconds: a run that has only waited (`sleep`, `wait_for_event`,
@@ -270,6 +269,7 @@ class Engine:
         durability: str = "strict",
         max_recoveries: int = 3,
         cancel_grace_seconds: float = 30.0,
+        hook_timeout_seconds: float | None = 30.0,
         retention_days: float | None = 30.0,
         suspend_after_seconds: float | None = 60.0,
         seed: int | None = None,
@@ -281,6 +281,7 @@ class Engine:
         _check_count("max_threads", max_threads, 1)
         _check_count("max_recoveries", max_recoveries, 0)
         _check_seconds("cancel_grace_seconds", cancel_grace_seconds)
+        _check_seconds("hook_timeout_seconds", hook_timeout_seconds)
         _check_seconds("suspend_after_seconds", suspend_after_seconds)
         self.durability = durability
         self.max_recoveries = max_recoveries
@@ -290,6 +291,7 @@ class Engine:
                 f"retention_days={retention_days!r}: give days above 0, or None to keep all"
             )
         self._retention_days = retention_days
+        self._hook_timeout = hook_timeout_seconds
         self._suspend_after = suspend_after_seconds
         self.clock = clock or WallClock()
         self.rng = Random(seed)
@@ -1112,9 +1114,10 @@ class Engine:
         run.ended = self.clock.time()
         self.move_run(run, S.CRASHED, None, text)
         await self.journal.durable()
-        if run.options.hooks:
-            await self.run_hooks(run.flow, run)
         self.report(f"the run {run.id} of flow {run.flow_name!r} is CRASHED: {text}")
+        # It is over when its hooks are; the recovery of others does not wait for them.
+        self.live[run.id] = run
+        self.executor.background(self.flows.tell_end(run), "asyncflow-end")
         return FlowRun(self, run)
 
     async def claim(self, row: RunRow) -> RunRow | None:
@@ -1791,6 +1794,8 @@ class Engine:
         return with_prints(function, is_async)
 
     async def _task_hooks(self, spec: Any, call: Call, state: State[Any]) -> None:
+        if self._broken is not None:
+            return  # it has not ended: there is no record of it
         await self._call_hooks(
             call.options.hooks.at(call.phase), spec.task, TaskRun.of_call(call), state
         )
@@ -1806,21 +1811,41 @@ class Engine:
     async def _call_hooks(
         self, hooks: Iterable[Callable[..., Any]], owner: Any, view: Any, state: State[Any]
     ) -> None:
-        """Call hooks one after another. One that fails or takes too long changes nothing."""
+        """Call hooks one after another. One that fails or takes too long changes nothing.
+
+        Each has a task of its own, so that one that will not stop can be left to itself.
+        """
         for hook in hooks:
             name = getattr(hook, "__name__", repr(hook))
+            calling = self.executor.background(
+                self._call_hook(hook, owner, view, state), "asyncflow-hook"
+            )
+            # Asked for, so that asyncio does not tell of one that was left and fails later.
+            calling.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             try:
-                async with asyncio.timeout(HOOK_TIME):
-                    if inspect.iscoroutinefunction(hook):
-                        await hook(owner, view, state)
-                    else:
-                        answer = await self._in_thread(hook, owner, view, state)
-                        if inspect.isawaitable(answer):
-                            await answer
-            except TimeoutError:
-                self.report(f"the hook {name} took longer than {HOOK_TIME:g} s and was left")
-            except Exception as error:
+                await asyncio.wait([calling], timeout=self._hook_timeout)
+            finally:
+                calling.cancel()
+            if not calling.done():
+                self.report(f"the hook {name} took longer than {self._hook_timeout:g} s, was left")
+            elif calling.cancelled():
+                self.report(f"the hook {name} failed: it was cancelled")
+            elif (error := calling.exception()) is not None:
                 self.report(f"the hook {name} failed: {told(error)}")
+
+    async def _call_hook(
+        self, hook: Callable[..., Any], owner: Any, view: Any, state: State[Any]
+    ) -> None:
+        try:
+            if inspect.iscoroutinefunction(hook):
+                await hook(owner, view, state)
+            else:
+                answer = await self._in_thread(hook, owner, view, state)
+                if inspect.isawaitable(answer):
+                    await answer
+        except SystemExit as error:
+            # Of a task, asyncio would let it end the whole loop.
+            raise RuntimeError(f"it raised {told(error)}") from error
 
     async def _in_thread(self, hook: Callable[..., Any], *args: Any) -> Any:
         waiter: asyncio.Future[Any] = self.loop.create_future()
@@ -1829,6 +1854,8 @@ class Engine:
             if not waiter.done():
                 if error is None:
                     waiter.set_result(result)
+                elif isinstance(error, StopIteration):
+                    waiter.set_exception(RuntimeError(f"it raised {error!r}"))
                 else:
                     waiter.set_exception(error)
 

@@ -784,8 +784,15 @@ class Flows:
             except StoreError as failed:
                 run.error = failed
                 extra.unrecorded = True
-        if state.is_final and run.options.hooks:
+        if state.is_final and run.options.hooks and not extra.unrecorded:
             await engine.run_hooks(run.flow, run)
+
+    async def tell_end(self, run: Run) -> None:
+        """Tell the hooks of a run that has ended without having been carried out here."""
+        try:
+            await self._engine.run_hooks(run.flow, run)
+        finally:
+            self._forget(run)
 
     def _tell_changed(self, run: Run) -> None:
         """Name what the run had recorded and did not ask for again."""
