@@ -1017,7 +1017,8 @@ class Engine:
             except RunTaken:
                 continue  # another engine was quicker
             except AsyncflowError as error:
-                await self._park(row, str(error))
+                await self._written()
+                await self._park(await self._row(row.id), str(error))
             else:
                 if row.state != S.PAUSED:
                     self._tell_death(row, dead)
@@ -1080,33 +1081,42 @@ class Engine:
                 " resume it with any_version=True"
             )
         values = flow.parameters.load(row.parameters, parameters)
-        claimed = await self.claim(row)
+        claimed = await self.claim(row, recovers=crashed)
         if claimed is None:
             raise RunTaken(f"the run {row.id} was taken by another process just now")
-        if has_changed(row.flow_ref, flow):
-            self.report(
-                f"the code of flow {flow.name!r} has changed since the run {row.id} began: calls"
-                " that are made as before are kept, others run"
-            )
-        run = self.flows.revive(claimed, flow, values, None, fresh)
-        # Where its next attempt has not begun, that begins now.
-        await self.flows.load(run, fresh or row.state == S.SCHEDULED)
-        if not fresh:
-            await self.flows.count_failures(run)
-        if crashed and not self._may_recover(run, flow, row.state_at):
-            return await self._give_up(run)
-        if crashed:
-            # Counted on disk before its code runs, which may be what kills the process.
-            self.journal.run(rows.run_row(run, self.id, self.clock.time()))
-            await self.journal.durable()
+        try:
+            if has_changed(row.flow_ref, flow):
+                self.report(
+                    f"the code of flow {flow.name!r} has changed since the run {row.id} began:"
+                    " calls that are made as before are kept, others run"
+                )
+            run = self.flows.revive(claimed, flow, values, None, fresh)
+            began = not crashed or await self._has_begun(row)
+            if crashed and not began and not self._may_recover(run):
+                return await self._give_up(run)  # what reads its record dies of it
+            # Where its next attempt has not begun, that begins now.
+            await self.flows.load(run, fresh or row.state == S.SCHEDULED)
+            if not fresh:
+                await self.flows.count_failures(run)
+            if crashed and began and run.history.completed_since(row.state_at):
+                run.recoveries = 1
+                self.journal.run(rows.run_row(run, self.id, self.clock.time()))
+                await self.journal.durable()
+            if crashed and not self._may_recover(run):
+                return await self._give_up(run)
+            self._check_open()
+        except BaseException:
+            self._disclaim(claimed)
+            raise
         return self._start(run)
 
-    def _may_recover(self, run: Run, flow: Flow[..., Any], began: float) -> bool:
-        """Count a recovery; it is the first if the last life, from *began*, completed anything."""
-        most = flow.options.max_recoveries
-        if run.history.completed_since(began):
-            run.recoveries = 0
-        run.recoveries += 1
+    async def _has_begun(self, row: RunRow) -> bool:
+        """Whether the last life of a run came so far as to run its code."""
+        story = await self.reader.states(row.pk)
+        return not story or story[-1].epoch == row.epoch
+
+    def _may_recover(self, run: Run) -> bool:
+        most = run.options.max_recoveries
         return run.recoveries <= (self.max_recoveries if most is None else most)
 
     async def _give_up(self, run: Run) -> FlowRun[Any]:
@@ -1120,15 +1130,51 @@ class Engine:
         self.executor.background(self.flows.tell_end(run), "asyncflow-end")
         return FlowRun(self, run)
 
-    async def claim(self, row: RunRow) -> RunRow | None:
-        """Make this engine the owner of a run; None if another was quicker."""
+    async def claim(self, row: RunRow, recovers: bool = False) -> RunRow | None:
+        """Make this engine the owner of a run; None if another was quicker.
 
-        def take() -> tuple[list[RunRow] | None, list[LimitRow] | None]:
-            return self.store.claim(row.pk, self.id, row.epoch), self._stored_limits()
-
-        claimed, limits = await self.writer.do(take)
-        self._apply_limits(limits)
+        Args:
+            recovers: count it as a recovery: before anything else, as whatever follows may be
+                what kills the process.
+        """
+        claimed = await self._claim_tree(row, recovers)
         return claimed[0] if claimed else None
+
+    async def _claim_tree(self, row: RunRow, recovers: bool = False) -> list[RunRow]:
+        """`claim`: the rows of the run and of all below it that have not ended."""
+        claimed: list[RunRow] = []
+
+        def take() -> list[LimitRow] | None:
+            claimed[:] = self.store.claim(row.pk, self.id, row.epoch) or []
+            if claimed and recovers:
+                root = claimed[0]._replace(recoveries=claimed[0].recoveries + 1)
+                self.store.write(Writes(runs=[root], fences={root.pk: root.epoch}))
+                claimed[0] = root
+            return self._stored_limits()
+
+        try:
+            self._apply_limits(await self.writer.do(take))
+        except BaseException:
+            if claimed:
+                self._disclaim(claimed[0])  # nobody waits for it any more
+            raise
+        return claimed
+
+    def _disclaim(self, claimed: RunRow) -> None:
+        """Give up the ownership of a run that cannot go on here: others may take it."""
+        if not self._open or self._broken is not None or claimed.id in self.live:
+            return
+        claimed = claimed._replace(engine=None)
+        if S(claimed.state).is_final or claimed.state == S.PAUSED:
+            self.journal.run(claimed)
+            return
+        now, why = self.clock.time(), "going on with it was given up"
+        self.journal.run(
+            claimed._replace(
+                state=S.PAUSED.value, state_name="Interrupted", message=why, state_at=now
+            ),
+            StateRow(claimed.pk, now, S.PAUSED.value, "Interrupted", why, claimed.epoch),
+        )
 
     async def rerun(self, run_id: str, parameters: dict[str, Any] | None = None) -> FlowRun[Any]:
         """Run the flow of a run again from the start, under a new id.
@@ -1309,7 +1355,7 @@ class Engine:
 
     async def _cancel_stored(self, row: RunRow) -> bool:
         """Cancel a run that nobody is running."""
-        claimed = await self.writer.do(lambda: self.store.claim(row.pk, self.id, row.epoch))
+        claimed = await self._claim_tree(row)
         if not claimed:
             return False
         now = self.clock.time()

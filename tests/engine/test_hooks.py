@@ -179,7 +179,9 @@ async def test_a_hook_that_hangs_is_left_after_its_time(
 
     async with virtual_engine(hook_timeout_seconds=5) as engine:
         run = await engine.submit(main)
-        assert await run == pytest.approx(10)  # two hooks had their time before the code of the task ran
+        assert await run == pytest.approx(
+            10
+        )  # two hooks had their time before the code of the task ran
         assert now() == pytest.approx(20)
         (row,) = await engine.task_runs(run.id)
         assert (row.state.name, run.state.name) == ("Completed", "Completed")
