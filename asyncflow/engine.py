@@ -1007,6 +1007,7 @@ class Engine:
 
     async def _recover(self) -> list[FlowRun[Any]]:
         taken: list[FlowRun[Any]] = []
+        await self.journal.durable()  # what we have let go of just now
         for row, dead in await self.writer.do(lambda: self.store.unfinished(self.id)):
             if not self._open:
                 break
@@ -1259,7 +1260,7 @@ class Engine:
                 now = self.clock.time()
                 await self.writer.do(lambda: self.store.request(row.pk, "cancel", now))
                 return (await self.wait(run_id)).is_cancelled()
-            return await self._cancel_stored(row)
+            return await self.cancel_stored(row)
         if run.phase.is_final:
             return False
         self._cancel_live(run)
@@ -1353,7 +1354,7 @@ class Engine:
         else:
             self.flows.stop(run, "cancel", "cancelled")
 
-    async def _cancel_stored(self, row: RunRow) -> bool:
+    async def cancel_stored(self, row: RunRow, message: str = "cancelled") -> bool:
         """Cancel a run that nobody is running."""
         claimed = await self._claim_tree(row)
         if not claimed:
@@ -1363,14 +1364,14 @@ class Engine:
             changed = one._replace(
                 state=S.CANCELLED.value,
                 state_name="Cancelled",
-                message="cancelled",
+                message=message,
                 state_at=now,
                 ended_at=now,
                 engine=None,
             )
             self.journal.run(
                 changed,
-                StateRow(one.pk, now, S.CANCELLED.value, "Cancelled", "cancelled", one.epoch),
+                StateRow(one.pk, now, S.CANCELLED.value, "Cancelled", message, one.epoch),
             )
         await self.journal.durable()
         return True

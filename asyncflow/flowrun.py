@@ -7,6 +7,7 @@ still running is waited for; when its body raises or is stopped, the rest is can
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -114,7 +115,13 @@ class Flows:
             tags=tags,
             run_name=run_name,
         )
-        row, created = await engine.create_run(row, state)
+        try:
+            row, created = await engine.create_run(row, state)
+        except asyncio.CancelledError:
+            if run.parent is None or run.parent.stop not in ("interrupt", "suspend"):
+                dropping = engine.executor.background(self._drop(run.id), "asyncflow-drop")
+                await self._through(dropping)
+            raise
         if not created:
             return engine.live_or_stored(row, flow), False
         self.adopt(run, row)
@@ -167,6 +174,14 @@ class Flows:
         run.pk = row.pk
         run.extra.root = row.root
         self._bind(run)
+
+    async def _drop(self, run_id: str) -> None:
+        """Who wanted a run was cancelled while it was being stored: it never begins."""
+        engine = self._engine
+        with contextlib.suppress(StoreError):  # whoever recovers it begins it after all
+            row = await engine.writer.do(lambda: engine.store.run(run_id))
+            if row is not None:
+                await engine.cancel_stored(row, "cancelled by its host before it began")
 
     async def fork(
         self,
