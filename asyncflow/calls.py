@@ -204,10 +204,16 @@ class Calls:
     """Makes the calls of one engine."""
 
     def __init__(
-        self, machine: Machine, time: Callable[[], float], mono: Callable[[], float], load: Any
+        self,
+        machine: Machine,
+        time: Callable[[], float],
+        steady: Callable[[], float],
+        mono: Callable[[], float],
+        load: Any,
     ) -> None:
         self.machine = machine
         self.time = time
+        self.steady = steady
         self.mono = mono
         self.load_file = load
         #: Without it nothing is ever looked up again, and a number is identity enough.
@@ -540,8 +546,8 @@ class Calls:
         return self._first_identity(batch.run, spec, batch.parent, args, kwargs, key)
 
     def mono_of(self, moment: float) -> float:
-        """A point of wall time on the monotonic clock; one that is past is now."""
-        return self.mono() + max(0.0, moment - self.time())
+        """A point of the steady clock on that of the loop; one that is past is now."""
+        return self.mono() + max(0.0, moment - self.steady())
 
     # --- what the store knows -----------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from asyncflow import codec, edits, rows
 from asyncflow.bodies import Bodies
 from asyncflow.calls import Calls, Inputs
-from asyncflow.clock import Clock, WallClock
+from asyncflow.clock import Clock, SteadyClock, WallClock, since_boot
 from asyncflow.context import CURRENT, ENGINE
 from asyncflow.errors import (
     AlreadyAnswered,
@@ -332,6 +332,8 @@ class Engine:
         if self._open:
             raise InvalidOption("this engine is open already: make another one")
         self.loop = asyncio.get_running_loop()
+        ticks = since_boot if isinstance(self.clock, WallClock) else self.loop.time
+        self.steady = SteadyClock(self.clock, ticks)
         self._thread = threading.get_ident()
         self.store = self._make_store()
         self.writer = self._make_writer()
@@ -352,6 +354,7 @@ class Engine:
         self.executor = Executor(
             self.machine, self.loop, self.clock, self.threads, self.rng, self.grace
         )
+        self.executor.steady = self.steady
         self.journal: Journal = Journal(
             self.store,
             self.writer,
@@ -364,7 +367,9 @@ class Engine:
         self.executor.journal = self.journal if recording else None
         self.executor.hooks = self._task_hooks
         self.executor.bodies = Bodies(self)
-        self.calls = Calls(self.machine, self.clock.time, self.loop.time, self.store.load_file)
+        self.calls = Calls(
+            self.machine, self.clock.time, self.steady.time, self.loop.time, self.store.load_file
+        )
         self.calls.engine_limit = Slots("engine", self._max_concurrency)
         self.calls.threads_limit = Slots("threads", self._max_threads)
         self.calls.processes_limit = Slots("processes", os.cpu_count() or 1)

@@ -144,6 +144,7 @@ class Executor:
         self.calls: ItemCalls | None = None
         self.cache: Cache | None = None
         self.hungry: Callable[[set[Any]], None] | None = None
+        self.steady: Clock = clock  # by which deadlines are judged
         self.hooks: Callable[[Any, Any, State[Any]], Awaitable[None]] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._left = TURN
@@ -247,7 +248,7 @@ class Executor:
                 continue
             elif call.phase is _SCHEDULED:
                 if call.retry_at is not None:
-                    wait = call.retry_at - self.clock.time()
+                    wait = call.retry_at - self.steady.time()
                     machine.retry_at(call, self.loop.time() + max(0.0, wait))
             elif call.spec.has_hooks:
                 self.background(self._tell_hooks(call), "asyncflow-hooks")
@@ -548,6 +549,8 @@ class Executor:
             if spec.slow:
                 if self.bodies is None:
                     raise RuntimeError("the executor was given no bodies")
+                if not spec.is_flow:
+                    self._bound_total(call)  # where it did not have to get in line
                 yield from self.bodies.prepare(call, context)
                 self._arm(call, self.loop.time())
                 value = yield from self.bodies.invoke(call, context)
@@ -713,8 +716,10 @@ class Executor:
                 return f"its retry_condition_fn raised {told(raised, 200)}, so no retry"
             if not answer:
                 return ""
-        policy, now = call.options.retry, self.clock.time()
-        return policy.wait(call.failures, error, now, call.deadline, self.rng)
+        now, deadline = self.clock.time(), call.deadline
+        if deadline is not None:
+            deadline += now - self.steady.time()
+        return call.options.retry.wait(call.failures, error, now, deadline, self.rng)
 
     def _back_off(self, call: Call, error: BaseException, wait: float, now: float) -> None:
         run = call.run
@@ -722,6 +727,7 @@ class Executor:
         line = f"attempt {call.attempt}: {told(error, 500)}"
         call.past = [*(call.past or ()), line]
         text = f"{line[:300]}; next in {wait:.3g} s"
+        retry_at = self.steady.time() + wait
         if self.journal is not None:
             self.journal.attempt(
                 AttemptRow(
@@ -730,11 +736,11 @@ class Executor:
                     call.attempt,
                     call.started,
                     now,
-                    now + wait,
+                    retry_at,
                     run.engine.masker.data(dump(error)),
                 )
             )
-        self.machine.back_off(call, error, now + wait, text)
+        self.machine.back_off(call, error, retry_at, text)
         if self.journal is None:
             self.machine.retry_at(call, self.loop.time() + wait)
         elif self.machine.at_once:
@@ -994,14 +1000,18 @@ class Executor:
 
     def _bound(self, call: Call) -> None:
         """A call with a total or queue timeout has got in line."""
+        self._bound_total(call)
+        if call.options.queue_timeout is not None:
+            wait = call.options.queue_timeout
+            self.loop.call_later(wait, self._queue_over, call, call.attempt)
+
+    def _bound_total(self, call: Call) -> None:
         options = call.options
         if options.total_timeout is not None and call.deadline is None:
-            call.deadline = self.clock.time() + options.total_timeout
+            call.deadline = self.steady.time() + options.total_timeout
         if call.deadline is not None and call.timer is None:
-            wait = max(0.0, call.deadline - self.clock.time())
+            wait = max(0.0, call.deadline - self.steady.time())
             call.timer = self.loop.call_later(wait, self._total_over, call)
-        if options.queue_timeout is not None:
-            self.loop.call_later(options.queue_timeout, self._queue_over, call, call.attempt)
 
     def _total_over(self, call: Call) -> None:
         if call.phase.is_final:

@@ -165,7 +165,7 @@ class Flows:
             cause=cause,
         )
         if flow.options.timeout is not None:
-            run.deadline = run.created + flow.options.timeout
+            run.deadline = engine.steady.time() + flow.options.timeout
         row = rows.run_row(run, engine.id, run.created)
         return run, row, StateRow(0, run.created, row.state, row.state_name, "", run.epoch)
 
@@ -213,7 +213,7 @@ class Flows:
             origin=row.id,
         )
         if flow.options.timeout is not None:
-            run.deadline = now + flow.options.timeout
+            run.deadline = engine.steady.time() + flow.options.timeout
         others = {task.seq for task in edited}
         run.failed_seqs = tuple(s for s in row.ended_by if s < below and s not in others)
         made = rows.run_row(run, engine.id, now)
@@ -274,7 +274,7 @@ class Flows:
         run.started = row.started_at
         run.deadline = row.deadline_at
         if fresh and flow.options.timeout is not None:
-            run.deadline = engine.clock.time() + flow.options.timeout
+            run.deadline = engine.steady.time() + flow.options.timeout
         self._place(run, parent, frozenset(row.tags))
         run.failed_seqs = row.ended_by
         run.extra = Extra(
@@ -419,7 +419,7 @@ class Flows:
             run.started = now
         engine.move_run(run, S.RUNNING, "Retrying" if run.attempt > 1 else None, "")
         if run.deadline is not None and run.extra.timer is None:
-            wait = max(0.0, run.deadline - now)
+            wait = max(0.0, run.deadline - engine.steady.time())
             run.extra.timer = engine.loop.call_later(wait, self._deadline, run)
 
     def _deadline(self, run: Run) -> None:
@@ -735,7 +735,10 @@ class Flows:
                 return f"its retry_condition_fn raised {told}, so no retry"
             if not answer:
                 return ""
-        return options.retry.wait(run.failures, error, now, run.deadline, engine.rng)
+        deadline = run.deadline
+        if deadline is not None:
+            deadline += now - engine.steady.time()
+        return options.retry.wait(run.failures, error, now, deadline, engine.rng)
 
     async def _wait_again(self, run: Run, error: BaseException, wait: float) -> None:
         """An attempt of the run failed and another follows: what completed is kept."""
@@ -864,7 +867,7 @@ class Flows:
         return S.FAILED, name, failures.told(error), error
 
     def _late(self, run: Run) -> bool:
-        return run.deadline is not None and self._engine.clock.time() >= run.deadline
+        return run.deadline is not None and self._engine.steady.time() >= run.deadline
 
     def _encode_result(self, run: Run) -> None:
         extra, value = run.extra, run.value

@@ -219,8 +219,9 @@ class Rate(_Named):
     def refresh(self, now: float) -> None:
         """Forget what has left the window."""
         if self.burst is None:
-            granted, edge = self._granted, now - self.period
-            while granted and granted[0] <= edge:
+            granted, period = self._granted, self.period
+            # The same sum as in `next_time`: rounded otherwise, that moment would be too early.
+            while granted and granted[0] + period <= now:
                 granted.popleft()
             self.used = len(granted)
             return

@@ -66,7 +66,8 @@ def divide(
     """The part of *engine* in a limit of which others, and itself before, have *rows*."""
     mine = next((row for row in rows if row.engine == engine), None)
     had = mine.units if mine is not None else 0.0
-    since = mine.since if mine is not None else now
+    # Where the wall clock has been set back, nobody has waited for longer than until now.
+    since = min(mine.since, now) if mine is not None else now
     taken, interested, pressed, behind = 0.0, 1, False, False
     gone: list[ShareRow] = []
     marked: list[ShareRow] = []
@@ -77,7 +78,12 @@ def divide(
             row = row._replace(free_at=now + (demand.period or 0.0), wanted=0.0)
             marked.append(row)
         if row.free_at is not None:
-            if row.free_at <= now:
+            latest = now + (demand.period or 0.0)
+            if row.free_at > latest:
+                # The wall clock has been set back: one period from now is long enough.
+                row = row._replace(free_at=latest)
+                marked.append(row)
+            if latest <= now or (row.free_at or 0.0) <= now:
                 gone.append(row)
             else:
                 taken += row.units
@@ -86,7 +92,7 @@ def divide(
         interested += 1
         if row.wanted > row.units:
             pressed = True
-            behind = behind or (not row.units and row.since < since)
+            behind = behind or (not row.units and min(row.since, now) < since)
     alone = interested == 1
     wanted = demand.whole if alone and demand.wanted else min(demand.wanted, demand.whole)
     if pressed and demand.idle:

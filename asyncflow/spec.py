@@ -104,6 +104,7 @@ class Spec:
             or bool(self.resources)
             or options.log_prints
             or options.run_name is not None
+            or options.total_timeout is not None
             or bool(options.hooks.on_running)
         )
         self.caching = options.caching

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 S = StateType
 
-#: The longest time (seconds) that is slept without looking at the wall clock again, which may
-#: have been set, or have gone on while the machine was suspended.
+#: The longest time (seconds) that is slept without looking at the clock again: the wall's may
+#: have been set, and both go on while the machine is suspended, which timers do not.
 LONGEST = 60.0
 #: Waits that end sooner (seconds) do not change the state of their run.
 BRIEF = 1.0
@@ -36,12 +36,14 @@ class Wait:
     """One wait.
 
     Attributes:
-        until: when it is over by itself, in seconds since the epoch; None: never.
+        until: when it is over by itself, in seconds since the epoch; None: never. By the
+            engine's steady clock, or by the wall clock where a point in time was asked for.
         name: of the message that ends it; None: only time does.
         kind: "sleep", "event" or "pause", for people.
         model: what an answer is checked with.
         body: whether the body of the flow waits, and nothing beside it.
         ended: the message, or None when its time was over.
+        by_wall: whether *until* is a point in time, and not the end of a duration.
         came: what came while the store was asked what had come before; None: it has been asked.
     """
 
@@ -52,6 +54,7 @@ class Wait:
     label: str = ""
     model: Any = None
     body: bool = False
+    by_wall: bool = False
     ended: asyncio.Future[MessageRow | None] = field(init=False)
     timer: asyncio.TimerHandle | None = None
     came: list[MessageRow] | None = field(default_factory=list)
@@ -98,7 +101,7 @@ class Waiting:
     async def wait(self, wait: Wait, call: Call | None) -> MessageRow | None:
         """Wait; the message that came, or None when the time was over."""
         self.begin(wait)
-        paused = wait.body and (wait.until is None or wait.until - self._now() >= BRIEF)
+        paused = wait.body and (wait.until is None or self._left(wait.until, wait) >= BRIEF)
         leave: asyncio.TimerHandle | None = None
         try:
             if wait.name is not None:
@@ -132,14 +135,15 @@ class Waiting:
         if wait.timer is not None:
             wait.timer.cancel()
 
-    def _now(self) -> float:
-        return self._engine.clock.time()
+    def _left(self, until: float, wait: Wait) -> float:
+        engine = self._engine
+        return until - (engine.clock if wait.by_wall else engine.steady).time()
 
     def _arm(self, wait: Wait) -> None:
         wait.timer = None
         if wait.until is None or wait.ended.done():
             return
-        left = wait.until - self._now()
+        left = self._left(wait.until, wait)
         if left <= 0:
             wait.ended.set_result(None)
             return
@@ -153,11 +157,11 @@ class Waiting:
             return
         if run.extra.transactions:
             return  # to be cancelled it would have to be read again, or nothing would be undone
-        if wait.until is not None and wait.until - self._now() < BRIEF:
+        if wait.until is not None and self._left(wait.until, wait) < BRIEF:
             return
         # What ends the wait now ends the sleep of the run.
         asleep = Wait(run, wait.kind, wait.until, wait.name, wait.label, wait.model)
-        asleep.came = None
+        asleep.came, asleep.by_wall = None, wait.by_wall
         run.extra.asleep = asleep
         self.begin(asleep)
         driving.stop(run, "suspend")

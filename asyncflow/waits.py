@@ -49,7 +49,7 @@ async def sleep(seconds: float) -> None:
     if run is None:
         await asyncio.sleep(seconds)
         return
-    await _sleep(run, lambda: run.engine.clock.time() + seconds)
+    await _sleep(run, lambda: run.engine.steady.time() + seconds, by_wall=False)
 
 
 async def sleep_until(when: datetime) -> None:
@@ -69,15 +69,16 @@ async def sleep_until(when: datetime) -> None:
     if run is None:
         await asyncio.sleep(max(0.0, when.timestamp() - time.time()))
         return
-    await _sleep(run, when.timestamp)
+    await _sleep(run, when.timestamp, by_wall=True)
 
 
-async def _sleep(run: Run, until: Any) -> None:
+async def _sleep(run: Run, until: Any, by_wall: bool) -> None:
     call = current_call()
     series = run.extra.decisions.series("sleep", _parent(call), b"")
     wake_at = _deadline(series, until)
-    if wake_at > run.engine.clock.time():
-        wait = Wait(run, "sleep", wake_at, body=_is_body(run, call))
+    clock = run.engine.clock if by_wall else run.engine.steady
+    if wake_at > clock.time():
+        wait = Wait(run, "sleep", wake_at, body=_is_body(run, call), by_wall=by_wall)
         await run.engine.waiting.wait(wait, call)
 
 
@@ -140,7 +141,7 @@ def _until(run: Run, series: Any, timeout: float | None) -> float | None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
         raise InvalidOption(f"timeout={timeout!r}: give seconds, 0 or more, or None")
-    return _deadline(series, lambda: run.engine.clock.time() + timeout)
+    return _deadline(series, lambda: run.engine.steady.time() + timeout)
 
 
 def _taken(message: MessageRow | None) -> bytes:

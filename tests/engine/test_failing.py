@@ -346,6 +346,40 @@ async def test_the_total_timeout_spans_attempts_and_waits() -> None:
         assert "deadline" in await engine.run(main)
 
 
+@pytest.mark.parametrize("how", ["direct", "submit", "map", "nested", "retried"])
+@virtually
+async def test_the_total_timeout_begins_with_the_call_however_that_is_made(how: str) -> None:
+    @task(total_timeout_seconds=5, retries=3, retry_delay_seconds=4, retry_jitter_factor=0)
+    async def hang(x: int) -> None:
+        if how == "retried" and now() < 3:
+            await asyncio.sleep(1)
+            raise Flaky
+        await asyncio.sleep(1000)
+
+    @task
+    async def around() -> None:
+        await hang(1)
+
+    @flow
+    async def main() -> None:
+        match how:
+            case "submit":
+                await hang.submit(1)
+            case "map":
+                await hang.map([1])
+            case "nested":
+                await around()
+            case _:
+                await hang(1)
+
+    async with virtual_engine() as engine:
+        began = now()
+        with pytest.raises((TaskTimeout, Flaky)):
+            await engine.run(main)
+        # The attempt that could begin only as the time ends is not begun.
+        assert now() - began == pytest.approx(1 if how == "retried" else 5, abs=0.1)
+
+
 @virtually
 async def test_the_queue_timeout_bounds_the_wait_for_a_slot() -> None:
     @flow

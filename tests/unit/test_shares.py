@@ -128,3 +128,25 @@ def test_any_history_keeps_the_limit_and_serves_everybody(seed: int) -> None:
         size[engine] = table.ask(engine, used[engine] + 5.0, used[engine])
         assert sum(used.values()) <= table.whole, f"seed {seed}"
     assert all(served.values()), f"seed {seed}: {served}"
+
+
+def test_a_clock_that_was_set_back_does_not_hold_back_a_dead_engines_part_for_long() -> None:
+    table = Table(10, period=5.0)
+    table.ask(1, wanted=20, used=10)
+    table.dead = {1}
+    assert table.ask(2, wanted=20) == 0
+    table.now -= 3600
+    assert table.ask(2, wanted=20) == 0
+    table.now += 5
+    assert table.ask(2, wanted=20) == 10
+
+
+def test_a_clock_that_was_set_back_lets_engines_take_turns_all_the_same() -> None:
+    table = Table(1)
+    table.ask(1, wanted=5, used=1)
+    assert table.ask(2, wanted=5) == 0
+    table.now -= 3600
+    assert table.ask(1, wanted=5, used=1) == 1
+    table.now += QUANTUM
+    assert table.ask(1, wanted=5) == 0
+    assert table.ask(2, wanted=5) == 1
