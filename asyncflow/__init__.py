@@ -77,6 +77,9 @@ if TYPE_CHECKING:
     from asyncflow.resources import resource as resource
     from asyncflow.retry import exponential_backoff as exponential_backoff
     from asyncflow.runtime import tags as tags
+    from asyncflow.schedules import Cron as Cron
+    from asyncflow.schedules import Interval as Interval
+    from asyncflow.schedules import RRule as RRule
     from asyncflow.states import Cancelled as Cancelled
     from asyncflow.states import Completed as Completed
     from asyncflow.states import Failed as Failed
@@ -126,6 +129,7 @@ _HOMES = {
     "asyncflow.resources": ("resource",),
     "asyncflow.retry": ("exponential_backoff",),
     "asyncflow.runtime": ("tags",),
+    "asyncflow.schedules": ("Cron", "Interval", "RRule"),
     "asyncflow.states": ("Cancelled", "Completed", "Failed", "State", "StateType"),
     "asyncflow.store.memory": ("MemoryStore",),
     "asyncflow.store.sqlite": ("SqliteStore",),

@@ -361,6 +361,34 @@ def events_send(**options: Any) -> None:
     sys.exit(send_event(**options))
 
 
+@cli.group()
+def schedules() -> None:
+    """Look at when things are to happen."""
+
+
+@schedules.command("preview")
+@click.argument("cron", required=False)
+@click.option("--interval", metavar="SECONDS", type=float, help="Instants of equal distance.")
+@click.option("--rrule", metavar="RULE", help="A recurrence rule: FREQ=WEEKLY;BYDAY=MO.")
+@click.option("--tz", default="UTC", show_default=True, help="The time zone: Europe/Berlin.")
+@click.option(
+    "--start", metavar="TIME", help="Where the rule begins, or what the interval is anchored to."
+)
+@click.option("--day-and", is_flag=True, help="Both the day of the month and of the week must fit.")
+@click.option("--from", "begin", metavar="TIME", help="Show what comes after; by default now.")
+@click.option("-n", "n", default=10, show_default=True, type=click.IntRange(1, 10_000))
+@_json
+def schedules_preview(**options: Any) -> None:
+    """Show the next ticks of a schedule, and what changes of the clocks do to them.
+
+    CRON is an expression such as "0 9 * * 1-5". Times are ISO 8601; without an offset they are on
+    the clock of --tz.
+    """
+    from asyncflow.cli.scheduling import preview
+
+    sys.exit(preview(**options))
+
+
 @cli.command()
 @_json
 def version(as_json: bool) -> None:

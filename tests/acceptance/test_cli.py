@@ -147,6 +147,46 @@ def test_the_version_is_printed(here: Path) -> None:
     assert json.loads(run("version", "--json").output)["version"] == __version__
 
 
+def test_the_ticks_of_a_schedule_are_previewed_with_what_clocks_do_to_them() -> None:
+    spring = ["--tz", "Europe/Berlin", "--from", "2026-03-29", "-n", "2"]
+    lines = run("schedules", "preview", "30 2 * * *", *spring).output.splitlines()
+    assert lines[0] == "At 02:30 every day (Europe/Berlin)"
+    assert lines[2] == (
+        "Sun  2026-03-29 03:00:00+02:00  2026-03-29 01:00:00  02:30 does not exist: moved to the"
+        " next instant; clocks changed from +01:00 to +02:00"
+    )
+    assert lines[3] == "Mon  2026-03-30 02:30:00+02:00  2026-03-30 00:30:00"
+
+    rule = ["--rrule", "FREQ=DAILY;COUNT=1", "--start", "2026-03-29T09:00"]
+    assert "then it is over" in run("schedules", "preview", *rule, *spring).output
+
+    every = ["--interval", "90", "--start", "2026-01-01T00:00:30"]
+    shown = json.loads(run("schedules", "preview", *every, *spring, "--json").output)
+    assert shown["description"].startswith("every 1 minute 30 seconds, anchored")
+    assert shown["ticks"][0] == {
+        "at": "2026-03-28T23:00:30+00:00", "local": "2026-03-29T00:00:30+01:00", "note": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["0 9 * * x"], "the day of the week 'X' is not understood"),
+        ([], "give one schedule"),
+        (["@daily", "--interval", "5"], "give one schedule"),
+        (["@daily", "--start", "2026-01-01"], "--start is for"),
+        (["--interval", "5", "--day-and"], "--day-and is for"),
+        (["@daily", "--tz", "Mars/Base"], "no time zone 'Mars/Base'"),
+        (["@daily", "--from", "noon"], "--from 'noon' is not understood"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_one_sentence(args: list[str], said: str) -> None:
+    result = run("schedules", "preview", *args)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert len(result.output.splitlines()) == 1
+
+
 WAITING = """
 import pydantic
 from asyncflow import flow, pause_flow_run, task

@@ -43,7 +43,7 @@ NAMES = words("""
 """)
 #: Of these the ones that do not exist yet. Remove a name when it comes.
 LATER = {
-    "Automation", "Cron", "DaskRunner", "Interval", "RRule", "RayRunner", "serve", "set_progress",
+    "Automation", "DaskRunner", "RayRunner", "serve", "set_progress",
 }  # fmt: skip
 #: Names of the root that no page promises, each with its reason.
 BESIDES = {
@@ -208,6 +208,15 @@ def test_the_defaults_of_the_engine() -> None:
     assert defaults["max_recoveries"] == 3
     assert defaults["cancel_grace_seconds"] == 30
     assert defaults["durability"] == "strict"
+
+
+def test_schedules() -> None:
+    takes(asyncflow.Cron, "cron timezone day_or")
+    takes(asyncflow.Interval, "seconds anchor")
+    takes(asyncflow.RRule, "rrule timezone start")
+    for kind in (asyncflow.Cron, asyncflow.Interval, asyncflow.RRule):
+        takes(kind.upcoming, "after n")
+        has(kind, "ticks description to_json")
 
 
 async def test_listings_say_where_they_go_on() -> None:

@@ -16,8 +16,8 @@ import asyncflow
 PACKAGE = Path(asyncflow.__file__).parent
 #: Modules that `import asyncflow` must not load: they are for those who use them.
 HEAVY = [
-    "aiohttp", "aiosqlite", "anyio", "asyncio", "click", "matplotlib", "orjson", "pydantic",
-    "sqlite3", "uvloop",
+    "aiohttp", "aiosqlite", "anyio", "asyncio", "click", "cronsim", "dateutil", "matplotlib",
+    "orjson", "pydantic", "sqlite3", "uvloop", "zoneinfo",
 ]  # fmt: skip
 
 
