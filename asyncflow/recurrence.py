@@ -94,7 +94,10 @@ class Recurrence:
 
         dateutil looks at each step of the way, be it a second; we at the days.
         """
-        step = self.interval * _STEPS[self.freq]
+        unit = _STEPS[self.freq]
+        step = self.interval * unit
+        # On the day of *after*, from the step that holds it on.
+        passed = (after.hour * 3600 + after.minute * 60 + after.second) // unit * unit
         begin = self.start.replace(microsecond=0)
         if self.freq != "SECONDLY":
             begin = begin.replace(second=0)
@@ -112,8 +115,10 @@ class Recurrence:
             phase = int((begin - day).total_seconds()) % step
             if phase >= 86400:
                 continue
+            least = passed if day.date() == after.date() else 0
             for low, length in parts:
-                for at in range(low + (phase - low) % step, low + length, step):
+                first = max(low, least)
+                for at in range(first + (phase - first) % step, low + length, step):
                     for wall in self.around(day, at):
                         last = day.year
                         yield wall

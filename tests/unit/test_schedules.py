@@ -12,11 +12,18 @@ from typing import Any
 import pytest
 from cronsim import CronSim
 from dateutil import rrule as rules
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from asyncflow import Cron, Interval, InvalidOption, RRule
 from asyncflow.schedules import Schedule, schedule_from_json
+
+#: The same examples each time, however slow the machine is.
+steady = settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 
 US, EU = "America/New_York", "Europe/Berlin"
 HOWE, APIA = "Australia/Lord_Howe", "Pacific/Apia"
@@ -275,6 +282,7 @@ TURNS = [
 ]  # fmt: skip
 
 
+@steady
 @given(
     st.sampled_from(TURNS),
     st.sampled_from(["0", "5", "*", "*/15", "20,40", "*/7"]),
@@ -385,6 +393,7 @@ INSTANTS = st.datetimes(datetime(2008, 1, 1), datetime(2034, 1, 1)).map(
 )
 
 
+@steady
 @given(CRONS, INSTANTS)
 def test_in_utc_cron_is_what_cronsim_says(cron: str, after: datetime) -> None:
     sim = CronSim(cron, after.replace(tzinfo=None))
@@ -421,6 +430,7 @@ STARTS = st.sampled_from(
 )
 
 
+@steady
 @given(rrules(), STARTS, st.integers(0, 40))
 def test_in_utc_a_rule_is_what_dateutil_says(text: str, start: datetime, skip: int) -> None:
     schedule = made(RRule, text, "UTC", start)
@@ -503,6 +513,7 @@ NEAR = st.one_of(
 )  # fmt: skip
 
 
+@steady
 @given(SCHEDULES, NEAR, st.integers(1, 12), st.integers(0, 11))
 def test_ticks_rise_and_go_on_from_any_of_them(
     schedule: Schedule, after: datetime, n: int, k: int
@@ -517,6 +528,7 @@ def test_ticks_rise_and_go_on_from_any_of_them(
         assert schedule.upcoming(at - timedelta(microseconds=1), 1) == [at]
 
 
+@steady
 @given(SCHEDULES)
 def test_a_schedule_is_a_value_that_can_be_stored(schedule: Schedule) -> None:
     again = schedule_from_json(schedule.to_json())
