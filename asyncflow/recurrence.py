@@ -184,7 +184,12 @@ class Recurrence:
             else None,
             **times,
         )
-        return (wall.replace(year=wall.year - ahead) for wall in rule)
+        try:
+            for wall in rule:
+                yield wall.replace(year=wall.year - ahead)
+        except (ValueError, OverflowError):
+            # A week that leads out of the calendar: it has ended.
+            return
 
 
 @lru_cache(maxsize=64)

@@ -217,8 +217,11 @@ class RRule(Schedule):
         zone = zone_of(self.timezone)
         if self.start is not None:
             start = self.start
-            if not isinstance(start, datetime):
-                raise InvalidOption(f"rrule {self.rrule!r}: start={start!r}: give a datetime")
+            if not isinstance(start, datetime) or not 1 < start.year <= LAST_YEAR:
+                raise InvalidOption(
+                    f"rrule {self.rrule!r}: start={start!r}: give a datetime of the years 2 to"
+                    f" {LAST_YEAR}"
+                )
             if start.tzinfo is not None:
                 start = start.astimezone(zone)
             start = start.replace(tzinfo=None, microsecond=0, fold=0)
@@ -260,10 +263,13 @@ def schedule_from_json(stored: Mapping[str, Any]) -> Schedule:
     Raises:
         InvalidOption: it is none.
     """
-    given = dict(stored)
-    kind = _KINDS.get(given.pop("kind", None))
+    try:
+        given = dict(stored)
+        kind = _KINDS.get(str(given.pop("kind", None)))
+    except (TypeError, ValueError):
+        raise InvalidOption(f"{stored!r} is no schedule: give what to_json gave") from None
     if kind is None:
-        raise InvalidOption(f"{dict(stored)!r} is no schedule: its kind is cron, interval or rrule")
+        raise InvalidOption(f"{stored!r} is no schedule: its kind is cron, interval or rrule")
     try:
         for name in ("anchor", "start"):
             if given.get(name) is not None:
@@ -272,7 +278,7 @@ def schedule_from_json(stored: Mapping[str, Any]) -> Schedule:
     except InvalidOption:
         raise
     except (TypeError, ValueError) as error:
-        raise InvalidOption(f"{dict(stored)!r} is no schedule: {error}") from None
+        raise InvalidOption(f"{stored!r} is no schedule: {error}") from None
 
 
 def _span(seconds: Any) -> timedelta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from asyncflow import (
@@ -10,7 +11,10 @@ from asyncflow import (
     TASK_SOURCE,
     CacheKeyFn,
     CachePolicy,
+    Cron,
     Engine,
+    Interval,
+    RRule,
     State,
     TaskFuture,
     TaskFutureList,
@@ -102,6 +106,12 @@ async def main() -> None:
     async with Engine("state.db") as engine:
         run = await engine.submit(crawl, ["u"])
         assert_type(run.id, str)
+
+
+def when(after: datetime) -> None:
+    assert_type(Cron("0 9 * * 1-5", timezone="Europe/Berlin").upcoming(after, 3), list[datetime])
+    assert_type(next(Interval(timedelta(hours=1)).ticks(after)), datetime)
+    assert_type(RRule("FREQ=DAILY", start=after).description, str)
 
 
 async def wrong() -> None:

@@ -628,8 +628,11 @@ def test_at_the_ends_of_the_calendar_there_is_no_accident(year: int) -> None:
         (lambda: RRule("FREQ=DAILY;COUNT=3;UNTIL=20300101"), "not both"),
         (lambda: RRule("FREQ=DAILY;COUNT=99999", start=datetime(2024, 1, 1)), "at most 10000"),
         (lambda: RRule("FREQ=DAILY", start="now"), "start='now': give a datetime"),
+        (lambda: RRule("FREQ=DAILY", start=datetime.min), "of the years 2 to 9998"),
         (lambda: RRule("FREQ=DAILY;UNTIL=20200101", start=datetime(2024, 1, 1)), "never fires"),
         (lambda: schedule_from_json({"kind": "sundial"}), "is no schedule: its kind is cron"),
+        (lambda: schedule_from_json({"kind": ["cron"]}), "its kind is cron"),
+        (lambda: schedule_from_json("cron"), "'cron' is no schedule"),
         (lambda: schedule_from_json({"kind": "cron", "day": 1}), "is no schedule"),
         (lambda: schedule_from_json({"kind": "interval", "seconds": 1, "anchor": "x"}), "no sched"),
         (lambda: Cron("@daily").upcoming(datetime(2024, 1, 1), 1), "asked with an aware datetime"),
@@ -641,6 +644,30 @@ def test_at_the_ends_of_the_calendar_there_is_no_accident(year: int) -> None:
 def test_what_makes_no_sense_is_said_at_once(make: Any, said: str) -> None:
     with pytest.raises(InvalidOption, match=said):
         make()
+
+
+@steady
+@given(
+    st.sampled_from([Cron, RRule]),
+    st.one_of(
+        st.text(max_size=20),
+        st.text("0123456789*/-,L#W?", max_size=3).map(lambda part: f"0 {part} {part} * {part}"),
+        st.text("0123456789-,+MOZT", max_size=9).map(lambda part: f"FREQ=DAILY;BYDAY={part}"),
+        st.text("0123456789-,+MOZT", max_size=9).map(lambda part: f"FREQ=DAILY;UNTIL={part}"),
+    ),
+)
+def test_any_text_is_a_schedule_or_said_to_be_none(kind: Any, text: str) -> None:
+    try:
+        schedule = kind(text)
+    except InvalidOption:
+        return
+    assert schedule.description
+    assert len(schedule.upcoming(NEW_YEAR, 1)) <= 1
+
+
+def test_a_rule_goes_on_to_the_last_week_of_the_calendar() -> None:
+    rule = RRule("FREQ=WEEKLY;BYDAY=SU;COUNT=10000", start=datetime(9990, 1, 1))
+    assert len(rule.upcoming(NEW_YEAR, 10_000)) == 469
 
 
 @pytest.mark.parametrize(
