@@ -590,14 +590,20 @@ def _bury(loop: VirtualLoop, world: _World | None) -> None:
     before = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
-        for task in left:
+        buried: set[asyncio.Task[Any]] = set()
+        while left:
+            # Code that is closed may start more, to wind up; that is let go of, too.
+            task = left.pop()
+            buried.add(task)
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coro = task.get_coro()
             if coro is not None:
                 with contextlib.suppress(BaseException):
                     coro.close()
             _forget_scopes(task)
-        del left
+            if not left:
+                left = [t for t in asyncio.all_tasks(loop) if not t.done() and t not in buried]
+        del left, buried
         with warnings.catch_warnings():
             # Of coroutines that were about to be started when it all ended.
             warnings.simplefilter("ignore", RuntimeWarning)
