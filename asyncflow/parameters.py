@@ -20,6 +20,9 @@ MOST_BYTES = 16 * 1024 * 1024
 
 MASK = "**********"
 
+#: The kinds of parameters that take what is left.
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 class Parameters:
     """What the signature of one flow says."""
@@ -222,8 +225,9 @@ class Parameters:
         """Parameters from the store; *given* replaces some of them.
 
         Raises:
-            InvalidParameters: a secret, which is not stored, is missing; or there is no
-                parameter of a given name.
+            InvalidParameters: a secret, which is not stored, is missing, or a parameter without
+                a default that the flow did not have then; or there is no parameter of a given
+                name.
         """
         known = self.signature.parameters
         for name in given or ():
@@ -244,6 +248,14 @@ class Parameters:
                 )
             values[name] = codec.decode(json.dumps(value).encode())
         values.update(given or {})
+        for name, parameter in known.items():
+            needed = parameter.default is parameter.empty and parameter.kind not in _REST
+            if needed and name not in values and name not in self.resources:
+                raise InvalidParameters(
+                    f"flow {self._flow!r}: its parameter {name!r} was added since, and has no"
+                    " default: add one, or give it, as in"
+                    f" resume(run_id, parameters={{{name!r}: ...}})"
+                )
         return values
 
 
