@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ from typing import IO
 
 import pytest
 
-from asyncflow import engine
+from asyncflow import SqliteStore, engine
 
 FLOWS = r"""
 import asyncio, os, time
@@ -348,3 +349,67 @@ def test_a_run_that_kills_whoever_reads_it_is_given_up(scene: Scene) -> None:
     last.until("ready")
     last.go()
     assert "Crashed" in last.until("took")
+
+
+# --- files that cannot be used --------------------------------------------------------------------
+
+
+def can_be_read_only() -> list[str] | None:
+    """What makes a command heed permissions; None where that cannot be had."""
+    if not hasattr(os, "geteuid"):
+        return None
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        return None
+    return ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+
+
+@pytest.mark.parametrize("command", ["run flows.py:waits", "recover", "runs ls", "cancel last"])
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("noise", "is not a database: give another path; the file was not touched"),
+        ("cut", "is damaged (database disk image is malformed): restore a backup"),
+        ("read-only file", "cannot be written to (attempt to write a readonly database): give"),
+        ("read-only folder", "cannot be written to (attempt to write a readonly database): give"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(
+    scene: Scene, how: str, says: str, command: str
+) -> None:
+    before = can_be_read_only()
+    if "read-only" in how and before is None:
+        pytest.skip("everything can be written to here")
+    if how == "read-only file" and command in ("runs ls", "cancel last"):
+        pytest.skip("it can be read, and where nothing is to be cancelled nothing is written")
+    folder = scene.folder / "kept"
+    folder.mkdir()
+    path = folder / "state.db"
+    with contextlib.closing(SqliteStore(path)) as store:
+        store.open("full")
+    if how == "noise":
+        path.write_bytes(b"nonsense" * 1000)
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:20_000])
+    elif how == "read-only file":
+        path.chmod(0o400)
+    else:
+        folder.chmod(0o500)
+    content = path.read_bytes()
+    ended = subprocess.run(
+        [*(before or []), sys.executable, "-m", "asyncflow", *command.split()],
+        cwd=scene.folder,
+        env={**os.environ, "ASYNCFLOW_DATABASE": str(path)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    folder.chmod(0o700)
+    assert ended.returncode == 2
+    (sentence,) = ended.stderr.splitlines()
+    assert sentence.startswith("asyncflow: ")
+    assert says in sentence
+    assert ended.stdout == ""
+    assert path.read_bytes() == content
+    assert not (scene.folder / "done.txt").exists()
