@@ -11,6 +11,21 @@ from asyncflow._version import __version__
 
 if TYPE_CHECKING:
     from asyncflow import runtime as runtime
+    from asyncflow.automations import AbsenceTrigger as AbsenceTrigger
+    from asyncflow.automations import AllOf as AllOf
+    from asyncflow.automations import AnyOf as AnyOf
+    from asyncflow.automations import Automation as Automation
+    from asyncflow.automations import CallFunction as CallFunction
+    from asyncflow.automations import CancelRun as CancelRun
+    from asyncflow.automations import DurationTrigger as DurationTrigger
+    from asyncflow.automations import EventTrigger as EventTrigger
+    from asyncflow.automations import InSequence as InSequence
+    from asyncflow.automations import Notify as Notify
+    from asyncflow.automations import PauseSchedule as PauseSchedule
+    from asyncflow.automations import ResumeRun as ResumeRun
+    from asyncflow.automations import ResumeSchedule as ResumeSchedule
+    from asyncflow.automations import RunDeployment as RunDeployment
+    from asyncflow.automations import SetLimit as SetLimit
     from asyncflow.caching import FLOW_PARAMETERS as FLOW_PARAMETERS
     from asyncflow.caching import INPUTS as INPUTS
     from asyncflow.caching import NO_CACHE as NO_CACHE
@@ -18,12 +33,16 @@ if TYPE_CHECKING:
     from asyncflow.caching import TASK_SOURCE as TASK_SOURCE
     from asyncflow.caching import CacheKeyFn as CacheKeyFn
     from asyncflow.caching import CachePolicy as CachePolicy
+    from asyncflow.deployments import Deployment as Deployment
+    from asyncflow.deployments import DeploymentSchedule as DeploymentSchedule
     from asyncflow.engine import Engine as Engine
     from asyncflow.engine import FlowRun as FlowRun
     from asyncflow.errors import AlreadyAnswered as AlreadyAnswered
     from asyncflow.errors import AsyncflowError as AsyncflowError
+    from asyncflow.errors import AutomationLoop as AutomationLoop
     from asyncflow.errors import BlockingCall as BlockingCall
     from asyncflow.errors import ConcurrencyDeadlock as ConcurrencyDeadlock
+    from asyncflow.errors import DeliveryFailed as DeliveryFailed
     from asyncflow.errors import DependencyCycle as DependencyCycle
     from asyncflow.errors import DeploymentBusy as DeploymentBusy
     from asyncflow.errors import EventTimeout as EventTimeout
@@ -34,6 +53,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import InvalidExport as InvalidExport
     from asyncflow.errors import InvalidOption as InvalidOption
     from asyncflow.errors import InvalidParameters as InvalidParameters
+    from asyncflow.errors import InvalidSignature as InvalidSignature
     from asyncflow.errors import MappingLengthMismatch as MappingLengthMismatch
     from asyncflow.errors import MissingExtra as MissingExtra
     from asyncflow.errors import NoEngine as NoEngine
@@ -57,6 +77,9 @@ if TYPE_CHECKING:
     from asyncflow.errors import StoreError as StoreError
     from asyncflow.errors import TaskCancelled as TaskCancelled
     from asyncflow.errors import TaskTimeout as TaskTimeout
+    from asyncflow.errors import TemplateError as TemplateError
+    from asyncflow.errors import UnknownAutomation as UnknownAutomation
+    from asyncflow.errors import UnknownChannel as UnknownChannel
     from asyncflow.errors import UnknownDeployment as UnknownDeployment
     from asyncflow.errors import UnknownFlow as UnknownFlow
     from asyncflow.errors import UnknownRun as UnknownRun
@@ -74,12 +97,16 @@ if TYPE_CHECKING:
     from asyncflow.holds import concurrency as concurrency
     from asyncflow.holds import rate_limit as rate_limit
     from asyncflow.logs import get_run_logger as get_run_logger
+    from asyncflow.notifications.channels import Channel as Channel
+    from asyncflow.notifications.webhook import verify_webhook as verify_webhook
+    from asyncflow.planned import emit_event as emit_event
     from asyncflow.resources import resource as resource
     from asyncflow.retry import exponential_backoff as exponential_backoff
     from asyncflow.runtime import tags as tags
     from asyncflow.schedules import Cron as Cron
     from asyncflow.schedules import Interval as Interval
     from asyncflow.schedules import RRule as RRule
+    from asyncflow.serving import serve as serve
     from asyncflow.states import Cancelled as Cancelled
     from asyncflow.states import Completed as Completed
     from asyncflow.states import Failed as Failed
@@ -106,30 +133,42 @@ if TYPE_CHECKING:
 
 #: Where each name lives.
 _HOMES = {
+    "asyncflow.automations": (
+        "AbsenceTrigger", "AllOf", "AnyOf", "Automation", "CallFunction", "CancelRun",
+        "DurationTrigger", "EventTrigger", "InSequence", "Notify", "PauseSchedule",
+        "ResumeRun", "ResumeSchedule", "RunDeployment", "SetLimit",
+    ),
     "asyncflow.caching": (
         "CacheKeyFn", "CachePolicy", "FLOW_PARAMETERS", "INPUTS", "NO_CACHE", "RUN_ID",
         "TASK_SOURCE",
     ),
     "asyncflow.holds": ("concurrency", "rate_limit"),
+    "asyncflow.deployments": ("Deployment", "DeploymentSchedule"),
     "asyncflow.engine": ("Engine", "FlowRun"),
     "asyncflow.errors": (
-        "AlreadyAnswered", "AsyncflowError", "BlockingCall", "ConcurrencyDeadlock",
-        "DependencyCycle", "DeploymentBusy", "EventTimeout", "FlowTimeout", "IllegalMove",
-        "InvalidCacheKey", "InvalidDefinition", "InvalidExport", "InvalidOption",
-        "InvalidParameters", "MappingLengthMismatch", "MissingExtra", "NoEngine", "NotReady",
-        "NotSerializable", "PauseTimeout", "QueueTimeout", "RecordedFailure", "ResultNotStored",
-        "ResultUnreadable", "RetryAfter", "RollbackIncomplete", "RunCancelled", "RunCrashed",
-        "RunExists", "RunFailed", "RunInterrupted", "RunNotResumable", "RunTaken", "StoreClosed",
-        "StoreError", "TaskCancelled", "TaskTimeout", "UnknownDeployment", "UnknownFlow",
-        "UnknownRun", "UnknownTask", "Unresponsive", "UpstreamFailed", "WorkerLost",
+        "AlreadyAnswered", "AsyncflowError", "AutomationLoop", "BlockingCall",
+        "ConcurrencyDeadlock", "DeliveryFailed", "DependencyCycle", "DeploymentBusy",
+        "EventTimeout", "FlowTimeout", "IllegalMove", "InvalidCacheKey", "InvalidDefinition",
+        "InvalidExport", "InvalidOption", "InvalidParameters", "InvalidSignature",
+        "MappingLengthMismatch", "MissingExtra", "NoEngine", "NotReady", "NotSerializable",
+        "PauseTimeout", "QueueTimeout", "RecordedFailure", "ResultNotStored", "ResultUnreadable",
+        "RetryAfter", "RollbackIncomplete", "RunCancelled", "RunCrashed", "RunExists", "RunFailed",
+        "RunInterrupted", "RunNotResumable", "RunTaken", "StoreClosed", "StoreError",
+        "TaskCancelled", "TaskTimeout", "TemplateError", "UnknownAutomation", "UnknownChannel",
+        "UnknownDeployment", "UnknownFlow", "UnknownRun", "UnknownTask", "Unresponsive",
+        "UpstreamFailed", "WorkerLost",
     ),
     "asyncflow.flows": ("Flow", "flow"),
     "asyncflow.future": ("TaskFuture", "TaskFutureList", "as_completed", "resolve", "wait"),
     "asyncflow.logs": ("get_run_logger",),
+    "asyncflow.notifications.channels": ("Channel",),
+    "asyncflow.notifications.webhook": ("verify_webhook",),
+    "asyncflow.planned": ("emit_event",),
     "asyncflow.resources": ("resource",),
     "asyncflow.retry": ("exponential_backoff",),
     "asyncflow.runtime": ("tags",),
     "asyncflow.schedules": ("Cron", "Interval", "RRule"),
+    "asyncflow.serving": ("serve",),
     "asyncflow.states": ("Cancelled", "Completed", "Failed", "State", "StateType"),
     "asyncflow.store.memory": ("MemoryStore",),
     "asyncflow.store.sqlite": ("SqliteStore",),

@@ -56,6 +56,7 @@ from asyncflow.masking import Masker
 from asyncflow.named import NamedLimits
 from asyncflow.ownership import EngineLock, MemoryLock, is_alive
 from asyncflow.parameters import masked
+from asyncflow.planned import Plans
 from asyncflow.registry import find, has_changed, keep_last
 from asyncflow.resources import Opened, Resource
 from asyncflow.retention import Retention
@@ -230,7 +231,7 @@ class FlowRun(Generic[R]):
         return f"<FlowRun {self.flow_name!r} {self.id} {state}>"
 
 
-class Engine:
+class Engine(Plans):
     """Runs flows in the event loop in which it is opened, and keeps their state.
 
     Use it as an async context manager. While it is open, flows that are called in the same
@@ -392,6 +393,9 @@ class Engine:
         self._polling: asyncio.TimerHandle | None = None
         self._watching: asyncio.TimerHandle | None = None
         self._watchful = False
+        self.scheduler = None
+        self.automator = None
+        self.stopping = False  # asked to: nothing is begun by itself any more
         self.retention = Retention(self, self._retention_days, keep_last)
         self._start_retention()
         self._open = True
@@ -488,6 +492,9 @@ class Engine:
             if timer is not None:
                 timer.cancel()
         await self.retention.aclose()
+        for shell in (self.scheduler, self.automator):
+            if shell is not None:
+                await shell.aclose()
         await self._interrupt_all("its engine was closed")
         await self._resources.aclose(self.report, self.grace)
         for runner in self._runners.values():
@@ -527,6 +534,7 @@ class Engine:
 
     async def interrupt(self, why: str) -> list[str]:
         """Stop all runs so that they can be resumed; the ids of those that were running."""
+        self.stopping = True
         ids = [run.id for run in self.live.values() if run.parent is None]
         for run in list(self.live.values()):
             if run.parent is None:
@@ -541,6 +549,11 @@ class Engine:
     def broken(self) -> bool:
         """Whether the storage has failed."""
         return self._broken is not None
+
+    @property
+    def usable_still(self) -> bool:
+        """Whether something may be begun: it is open, and its storage has not failed."""
+        return self._open and self._broken is None and not self.stopping
 
     def _check_open(self) -> None:
         if not self._open:
@@ -794,7 +807,7 @@ class Engine:
         )
         if not created:
             return self.handle(run)
-        return self._start(run)
+        return self.start_run(run)
 
     def handle(self, run: Run | RunRow) -> FlowRun[Any]:
         return FlowRun(self, run) if isinstance(run, Run) else FlowRun(self, None, run)
@@ -831,7 +844,7 @@ class Engine:
         if self.live:
             self.look_out()
 
-    def _start(self, run: Run) -> FlowRun[Any]:
+    def start_run(self, run: Run) -> FlowRun[Any]:
         self.went_live(run)
         context = copy_context()
         context.run(CURRENT.set, None)
@@ -950,6 +963,16 @@ class Engine:
             UnknownRun, UnknownFlow: there is no such run, or its code cannot be found.
             RunNotResumable: it completed, is running, or was begun by another version.
         """
+        return await self.resume_because(None, run_id, parameters, any_version)
+
+    async def resume_because(
+        self,
+        cause: str | None,
+        run_id: str,
+        parameters: dict[str, Any] | None = None,
+        any_version: bool = False,
+    ) -> FlowRun[Any]:
+        """`resume`, and what made it so; None: a call."""
         self._check_open()
         live = self.live.get(run_id)
         if live is not None:
@@ -971,6 +994,8 @@ class Engine:
         if state not in (S.PAUSED, S.FAILED, S.CANCELLED, S.CRASHED) and self._owned(row):
             raise RunNotResumable(f"the run {run_id} is {row.state_name} in another process")
         fresh = state in (S.FAILED, S.CANCELLED, S.CRASHED)
+        if cause is not None:
+            row = row._replace(cause=cause)
         return await self._reopen(row, fresh=fresh, parameters=parameters, any_version=any_version)
 
     async def recover(self) -> list[FlowRun[Any]]:
@@ -1096,7 +1121,8 @@ class Engine:
                     f"the code of flow {flow.name!r} has changed since the run {row.id} began:"
                     " calls that are made as before are kept, others run"
                 )
-            run = self.flows.revive(claimed, flow, values, None, fresh)
+            revived = claimed._replace(cause=row.cause)
+            run = self.flows.revive(revived, flow, values, None, fresh)
             began = not crashed or await self._has_begun(row)
             if crashed and not began and not self._may_recover(run):
                 return await self._give_up(run)  # what reads its record dies of it
@@ -1114,7 +1140,7 @@ class Engine:
         except BaseException:
             self._disclaim(claimed)
             raise
-        return self._start(run)
+        return self.start_run(run)
 
     async def _has_begun(self, row: RunRow) -> bool:
         """Whether the last life of a run came so far as to run its code."""
@@ -1193,7 +1219,7 @@ class Engine:
         flow = find(row.flow_ref, row.flow_name)
         values = flow.parameters.load(row.parameters, parameters)
         run = await self.flows.fork(row, flow, values, 0)
-        return self._start(run)
+        return self.start_run(run)
 
     async def fork(
         self,
@@ -1235,11 +1261,11 @@ class Engine:
             )
         below = ALL if from_task is None else _first_seq(row, calls, children, from_task)
         if not results:
-            return self._start(await self.flows.fork(row, flow, values, below))
+            return self.start_run(await self.flows.fork(row, flow, values, below))
         self.learn_secrets(values)
         given = {name: partial(self._result, name, value) for name, value in results.items()}
         edited = edits.edited(row, calls, children, given, below, self.clock.time())
-        return self._start(await self.flows.fork(row, flow, values, below, edited))
+        return self.start_run(await self.flows.fork(row, flow, values, below, edited))
 
     def _result(self, name: str, value: Any) -> bytes:
         """A result that a user gives, as it is stored."""
@@ -1352,6 +1378,19 @@ class Engine:
                 f"the model {name} that the answer must fit cannot be found here: answer in the"
                 " process that runs the flow, or declare the model at the top of its module"
             ) from None
+
+    def cancel_live_of(self, deployment: str, why: str) -> None:
+        """Cancel what runs here of a deployment."""
+        for run in list(self.live.values()):
+            if run.extra.deployment == deployment and run.parent is None:
+                self.flows.stop(run, "cancel", why)
+
+    async def find_by_key(self, idempotency_key: str) -> FlowRun[Any] | None:
+        """The run that has an idempotency key."""
+        row = await self.writer.do(lambda: self.store.run_by_key(idempotency_key))
+        if row is None:
+            return None
+        return self.handle(self.live.get(row.id, row))
 
     def _cancel_live(self, run: Run) -> None:
         if run.call is not None and run.parent is not None:

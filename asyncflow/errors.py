@@ -23,6 +23,18 @@ class InvalidOption(InvalidDefinition, ValueError):
     """An option of a flow, task or engine has a value that makes no sense."""
 
 
+class AutomationLoop(InvalidDefinition, ValueError):
+    """Automations would fire themselves, or one another, for ever.
+
+    Attributes:
+        chain: their names, in the order in which they fire.
+    """
+
+    def __init__(self, text: str, chain: Sequence[str]) -> None:
+        super().__init__(text)
+        self.chain = tuple(chain)
+
+
 class InvalidParameters(AsyncflowError, TypeError, ValueError):
     """Arguments do not fit the signature of a flow or task."""
 
@@ -212,6 +224,36 @@ class UnknownTask(AsyncflowError, LookupError):
 
 class UnknownDeployment(AsyncflowError, LookupError):
     """There is no deployment, or none of its schedules, by this name."""
+
+
+class TemplateError(AsyncflowError, ValueError):
+    """A template of a message is wrong, fails, reaches for what it must not, or does not end."""
+
+
+class DeliveryFailed(AsyncflowError, OSError):
+    """A message could not be sent.
+
+    Attributes:
+        final: whether it is useless to try again.
+        after: seconds that the receiver asks to wait before that; None: it asks for nothing.
+    """
+
+    def __init__(self, text: str, *, final: bool = False, after: float | None = None) -> None:
+        super().__init__(text)
+        self.final = final
+        self.after = after
+
+
+class InvalidSignature(AsyncflowError, ValueError):
+    """A webhook is not signed with this secret, or was signed at another time."""
+
+
+class UnknownChannel(AsyncflowError, LookupError):
+    """No channel of this name was added to this engine."""
+
+
+class UnknownAutomation(AsyncflowError, LookupError):
+    """There is no automation by this name, or it has no such action any more."""
 
 
 class DeploymentBusy(AsyncflowError):

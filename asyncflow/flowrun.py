@@ -892,6 +892,8 @@ class Flows:
         """The run is over: keep nothing but what its handles show."""
         engine = self._engine
         engine.live.pop(run.id, None)
+        if engine.scheduler is not None and run.extra.deployment is not None:
+            engine.scheduler.ended(run.extra.deployment)
         engine.calls.forget(run)
         run.history = None
         run.seen_hashes.clear()

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from asyncflow.context import ENGINE, current_call, current_run
 from asyncflow.errors import BlockingCall, InvalidDefinition, InvalidOption
@@ -26,6 +26,9 @@ from asyncflow.spec import Spec, task_key
 from asyncflow.states import State
 from asyncflow.tasks import StateOf
 from asyncflow.views import TaskRun
+
+if TYPE_CHECKING:
+    from asyncflow.deployments import Deployment
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,6 +88,30 @@ class Flow(Generic[P, R]):
         copy = type(self)(fn, name=self.name, given=self.given, declared=False)
         copy.is_async = self.is_async
         return copy
+
+    def to_deployment(self, name: str | None = None, **options: Any) -> Deployment:
+        """A deployment of this flow, for `serve` or `engine.deploy`.
+
+        Args:
+            name: unique in a store; by default the flow's.
+            options: ``cron=``, ``interval=``, ``rrule=``, ``timezone=``, ``schedules=``, and all of
+                `Deployment`.
+        """
+        from asyncflow.deployments import deployment
+
+        return deployment(self, name or self.name, **options)
+
+    def serve(self, name: str | None = None, *, store: Any = None, **options: Any) -> None:
+        """Run this flow when it is due, until Ctrl-C or SIGTERM: `serve` with one deployment.
+
+        Args:
+            name: of the deployment; by default the flow's.
+            store: path of the database, or a store; by default as of `Engine`.
+            options: as of `to_deployment`.
+        """
+        from asyncflow.serving import serve
+
+        serve(self.to_deployment(name, **options), store=store)
 
     @property
     def call_spec(self) -> Spec:

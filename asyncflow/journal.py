@@ -56,6 +56,7 @@ class Journal:
 
     Attributes:
         hide: takes out of what is about to be written what must not be; None: nothing must not.
+        happened: told when events were written, moves of runs included; None: nobody asks.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Journal:
         self._failed = failed
         self._warn = warn
         self.hide: Callable[[Writes], None] | None = None
+        self.happened: Callable[[], None] | None = None
         self._scheduled = False
         self._writing = False
         self._broken: BaseException | None = None
@@ -92,6 +94,7 @@ class Journal:
         self._gathered = 0  # transactions begun
         self._written = 0  # transactions committed
         self._since_checkpoint = 0
+        self._eventful = False  # events are being written
 
     # --- what happened ------------------------------------------------------------------------
 
@@ -164,6 +167,7 @@ class Journal:
             return False
         ends, writes, size = self._gather()
         self._gathered += 1
+        self._eventful = self._eventful or bool(writes.states or writes.events)
         if not writes:
             if ends:
                 # Nothing to write, and yet somebody to tell.
@@ -258,6 +262,10 @@ class Journal:
             self._break(error)
             return
         self._written += 1
+        if self._eventful:
+            self._eventful = False
+            if self.happened is not None:
+                self.happened()
         if ends:
             self._committed(ends)
         if self._waiters:

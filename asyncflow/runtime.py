@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from asyncflow.context import TAGS, current_call, current_run
@@ -49,6 +50,19 @@ class _FlowRunInfo:
     def parent_id(self) -> str | None:
         run = current_run()
         return run.parent.id if run is not None and run.parent is not None else None
+
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """The planned instant that it is for, aware, in UTC; None where nothing planned it."""
+        run = current_run()
+        at = run.extra.scheduled_at if run is not None else None
+        return datetime.fromtimestamp(at, UTC) if at is not None else None
+
+    @property
+    def deployment(self) -> str | None:
+        """The name of the deployment that it is of."""
+        run = current_run()
+        return run.extra.deployment if run is not None else None
 
 
 class _TaskRunInfo:

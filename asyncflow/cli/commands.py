@@ -343,9 +343,282 @@ def db_stats(**options: Any) -> None:
     sys.exit(stats(**options))
 
 
+@cli.command(epilog=EXIT_CODES)
+@click.argument("targets", metavar="[FILE_OR_MODULE[:NAME]]...", nargs=-1)
+@click.option("--cron", multiple=True, metavar="EXPRESSION", help="When a flow runs.")
+@click.option("--interval", type=float, metavar="SECONDS", help="How often a flow runs.")
+@click.option("--timezone", "--tz", metavar="ZONE", help="Of --cron; by default UTC.")
+@click.option("--name", metavar="NAME", help="What to call the deployment of a flow.")
+@click.option(
+    "--config", metavar="FILE",
+    help="What to declare; by default asyncflow.toml or pyproject.toml, if there is one.",
+)  # fmt: skip
+@_params
+@_db
+@_quiet
+def serve(**options: Any) -> None:
+    """Run deployments when they are due, until Ctrl-C or SIGTERM.
+
+    A target is a flow, or a file with deployments. Without, what asyncflow.toml or pyproject.toml
+    declares is run, and all else that the database has.
+    """
+    from asyncflow.cli.planning import serve_targets
+
+    sys.exit(serve_targets(**options))
+
+
+@cli.group()
+def deployments() -> None:
+    """Flows with schedules and policies, under a name."""
+
+
+@deployments.command("ls")
+@_db
+@_json
+def deployments_ls(**options: Any) -> None:
+    """List them, with what is next."""
+    from asyncflow.cli.planning import list_deployments
+
+    sys.exit(list_deployments(**options))
+
+
+@deployments.command("show")
+@click.argument("name")
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="Ticks.")
+@_db
+@_json
+def deployments_show(**options: Any) -> None:
+    """Look into one: schedules, next ticks, and what became of the last."""
+    from asyncflow.cli.planning import show_deployment
+
+    sys.exit(show_deployment(**options))
+
+
+@deployments.command("ticks")
+@click.argument("name")
+@click.option(
+    "--state", "states", multiple=True,
+    type=click.Choice(["run", "queued", "skipped", "missed"], case_sensitive=False),
+    help="Only these; may be repeated.",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@_db
+@_json
+def deployments_ticks(**options: Any) -> None:
+    """What became of its ticks, newest first, and why."""
+    from asyncflow.cli.planning import list_ticks
+
+    sys.exit(list_ticks(**options))
+
+
+@deployments.command("run", epilog=EXIT_CODES)
+@click.argument("name")
+@_params
+@click.option("--name", "run_name", help="What to call the run.")
+@click.option("--idempotency-key", help="The same key gives the same run.")
+@_db
+@_json
+@_quiet
+def deployments_run(**options: Any) -> None:
+    """Run one now, here, to its end."""
+    from asyncflow.cli.planning import run_deployment
+
+    sys.exit(run_deployment(**options))
+
+
+@deployments.command("pause")
+@click.argument("name")
+@click.option("--schedule", help="Only this one.")
+@_db
+@_json
+def deployments_pause(**options: Any) -> None:
+    """Let it, or one of its schedules, start no runs by itself."""
+    from asyncflow.cli.planning import pause_deployment
+
+    sys.exit(pause_deployment(paused=True, **options))
+
+
+@deployments.command("resume")
+@click.argument("name")
+@click.option("--schedule", help="Only this one.")
+@_db
+@_json
+def deployments_resume(**options: Any) -> None:
+    """Let it start runs again. What has passed meanwhile does not run."""
+    from asyncflow.cli.planning import pause_deployment
+
+    sys.exit(pause_deployment(paused=False, **options))
+
+
+@deployments.command("delete")
+@click.argument("name")
+@_db
+@_json
+def deployments_delete(**options: Any) -> None:
+    """Forget it and its schedules; its runs stay."""
+    from asyncflow.cli.planning import remove_deployment
+
+    sys.exit(remove_deployment(**options))
+
+
+@deployments.command("backfill", epilog=EXIT_CODES)
+@click.argument("name")
+@click.option("--start", required=True, metavar="DATE", help="The first instant.")
+@click.option("--end", required=True, metavar="DATE", help="The first instant after it.")
+@click.option("--schedule", help="Which, where there are several.")
+@click.option(
+    "--max-concurrency", type=click.IntRange(1), default=1, show_default=True,
+    help="Runs at once.",
+)  # fmt: skip
+@_db
+@_json
+@_quiet
+def deployments_backfill(**options: Any) -> None:
+    """Run the ticks of the past that have not run, here, to their end."""
+    from asyncflow.cli.planning import backfill_deployment
+
+    sys.exit(backfill_deployment(**options))
+
+
+@cli.group()
+def automations() -> None:
+    """What is done by itself when something happens, or does not."""
+
+
+@automations.command("ls")
+@_db
+@_json
+def automations_ls(**options: Any) -> None:
+    """List them."""
+    from asyncflow.cli.automations import list_automations
+
+    sys.exit(list_automations(**options))
+
+
+@automations.command("show")
+@click.argument("name")
+@_db
+@_json
+def automations_show(**options: Any) -> None:
+    """Look into one: trigger, actions, and what it did last."""
+    from asyncflow.cli.automations import show_automation
+
+    sys.exit(show_automation(**options))
+
+
+@automations.command("test")
+@click.argument("name")
+@click.option("--since", metavar="DATE", help="Only events from then on.")
+@click.option("--config", metavar="FILE", help="An automation of this file, before it is stored.")
+@_db
+@_json
+def automations_test(**options: Any) -> None:
+    """When would it have fired on the stored events? Nothing is done."""
+    from asyncflow.cli.automations import test_automation
+
+    sys.exit(test_automation(**options))
+
+
+@automations.command("deliveries")
+@click.option("--automation", metavar="NAME", help="Only of this one.")
+@click.option("--run", "run_id", metavar="RUN", help="Only what is about this run.")
+@click.option(
+    "--state", "states", multiple=True,
+    type=click.Choice(["pending", "sending", "delivered", "failed", "suppressed"]),
+    help="Only these; may be repeated.",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@_db
+@_json
+def automations_deliveries(**options: Any) -> None:
+    """What they have to do and have done, newest first."""
+    from asyncflow.cli.automations import list_deliveries
+
+    sys.exit(list_deliveries(**options))
+
+
+@automations.command("enable")
+@click.argument("name")
+@_db
+@_json
+def automations_enable(**options: Any) -> None:
+    """Switch one on. What happened while it was off does not count."""
+    from asyncflow.cli.automations import enable_automation
+
+    sys.exit(enable_automation(enabled=True, **options))
+
+
+@automations.command("disable")
+@click.argument("name")
+@_db
+@_json
+def automations_disable(**options: Any) -> None:
+    """Switch one off."""
+    from asyncflow.cli.automations import enable_automation
+
+    sys.exit(enable_automation(enabled=False, **options))
+
+
+@automations.command("delete")
+@click.argument("name")
+@_db
+@_json
+def automations_delete(**options: Any) -> None:
+    """Forget one."""
+    from asyncflow.cli.automations import remove_automation
+
+    sys.exit(remove_automation(**options))
+
+
+@automations.command("send-test")
+@click.argument("channel")
+@click.option("--config", metavar="FILE", help="Where the channel is; by default asyncflow.toml.")
+@_db
+@_json
+def automations_send_test(**options: Any) -> None:
+    """Send a test message through a channel of asyncflow.toml or pyproject.toml."""
+    from asyncflow.cli.automations import send_test
+
+    sys.exit(send_test(**options))
+
+
 @cli.group()
 def events() -> None:
-    """Events that runs wait for."""
+    """What happened, and what runs wait for."""
+
+
+def _event_options(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--kind", "kinds", multiple=True, metavar="KIND",
+            help="Only these, such as flow-run.Failed, or task-run.*; may be repeated.",
+        ),
+        click.option("--run", "run_id", metavar="RUN", help="Only what is about this run."),
+        click.option("--since", metavar="DATE", help="Only from then on."),
+        _db,
+        _json,
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@events.command("ls")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@_event_options
+def events_ls(**options: Any) -> None:
+    """List the newest."""
+    from asyncflow.cli.planning import list_events
+
+    sys.exit(list_events(watch=False, **options))
+
+
+@events.command("watch")
+@_event_options
+def events_watch(**options: Any) -> None:
+    """Print them as they come, until Ctrl-C."""
+    from asyncflow.cli.planning import list_events
+
+    sys.exit(list_events(watch=True, limit=1000, **options))
 
 
 @events.command("send")

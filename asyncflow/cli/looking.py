@@ -66,7 +66,8 @@ _FAILED = (StateType.FAILED.value, StateType.CRASHED.value)
 
 
 @contextlib.asynccontextmanager
-async def _reading(db: str | None) -> AsyncIterator[Reader]:
+async def reading(db: str | None) -> AsyncIterator[Reader]:
+    """A reader of the database, which must be there."""
     path = Path(db) if db else default_database()
     if not path.exists():
         raise StoreError(f"there is no database {path}: name it with --db, or run a flow first")
@@ -128,7 +129,7 @@ def list_runs(
     async def work() -> int:
         types, names = types_and_names(states)
         asked, fits = views.including_dead(types, names)
-        async with _reading(db) as reader:
+        async with reading(db) as reader:
             page = await reader.runs(
                 RunQuery(
                     states=asked,
@@ -230,7 +231,7 @@ def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> 
     """Show a run as a tree."""
 
     async def work() -> int:
-        async with _reading(db) as reader:
+        async with reading(db) as reader:
             row = await find_run(reader, run_id)
             tree = await _read_tree(reader, as_it_is(row, db), all_tasks or as_json)
             states = await reader.states(row.pk)
@@ -496,7 +497,7 @@ def print_logs(*, run_id: str, level: str, search: str, db: str | None, as_json:
         if least is None:
             raise ValueError(f"--level {level!r}: use DEBUG, INFO, WARNING, ERROR or CRITICAL")
         shown = []
-        async with _reading(db) as reader:
+        async with reading(db) as reader:
             row = await find_run(reader, run_id)
             after: int | None = 0
             while after is not None:
@@ -531,7 +532,7 @@ def watch_run(*, run_id: str, db: str | None, as_json: bool) -> int:
     """Follow a run until it ends."""
 
     async def work() -> int:
-        async with _reading(db) as reader:
+        async with reading(db) as reader:
             row = await find_run(reader, run_id)
             before, began = "", time.monotonic()
             while True:
@@ -588,7 +589,7 @@ def cancel_run(*, run_id: str, db: str | None, as_json: bool) -> int:
     """Cancel a run of whatever process."""
 
     async def work() -> int:
-        async with _reading(db) as reader:
+        async with reading(db) as reader:
             row = await find_run(reader, run_id)
             if row.parent is not None:
                 raise ValueError(f"the run {row.id} is a child run: cancel the run above it")
@@ -618,7 +619,7 @@ def delete_runs(*, run_ids: tuple[str, ...], yes: bool, db: str | None, as_json:
     """Delete ended runs."""
 
     async def work() -> int:
-        async with _reading(db) as reader:
+        async with reading(db) as reader:
             rows = [await find_run(reader, run_id) for run_id in run_ids]
         for row in rows:
             if row.parent is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from asyncflow.capsule import SUFFIX
 from asyncflow.cli.looking import _answered, find_run, run_json
 from asyncflow.cli.output import label, one_line, print_json, say
-from asyncflow.cli.running import _must_exist
+from asyncflow.cli.running import must_exist
 from asyncflow.engine import default_database
 from asyncflow.errors import RunNotResumable
 from asyncflow.exporting import export
@@ -22,7 +22,7 @@ def export_run(*, run_id: str, out: str | None, db: str | None, as_json: bool) -
 
     async def work() -> int:
         path = Path(db) if db else default_database()
-        _must_exist(path)
+        must_exist(path)
         store = SqliteStore(path)
         store.open("strict")
         reader = store.reader()

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from asyncflow.cli.looking import _answered, _reading, find_run
+from asyncflow.cli.looking import _answered, find_run, reading
 from asyncflow.cli.output import coloured, one_line, print_json, say
 from asyncflow.cli.params import parse_results
-from asyncflow.cli.running import _import_from_here, _must_exist, begin_stored
+from asyncflow.cli.running import begin_stored, import_from_here, must_exist
 from asyncflow.diff import RunDiff, TaskDiff, compare
 from asyncflow.engine import Engine, FlowRun, default_database
 from asyncflow.errors import InvalidParameters
@@ -54,7 +54,7 @@ def answer_run(
 
     async def work() -> int:
         value = _value(data, params)
-        _import_from_here()
+        import_from_here()
         async with Engine(_existing(db)) as engine:
             row = await find_run(engine.reader, run_id)
             await engine.answer(row.id, value)
@@ -90,7 +90,7 @@ def diff_runs(*, first: str, second: str, db: str | None, as_json: bool) -> int:
     """Say where two runs differ; 0 where they do not, else 1."""
 
     async def work() -> int:
-        async with _reading(db) as reader:
+        async with reading(db) as reader:
             a, b = await find_run(reader, first), await find_run(reader, second)
             found = await compare(reader, a, b)
         if as_json:
@@ -128,7 +128,7 @@ def _diff_line(task: TaskDiff) -> str:
 
 def _existing(db: str | None) -> Path:
     path = Path(db) if db else default_database()
-    _must_exist(path)
+    must_exist(path)
     return path
 
 

@@ -48,6 +48,7 @@ class Session:
         self.quiet = quiet
         self.engine = Engine(self.db, durability=durability)
         self.signal: int | None = None
+        self._told = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Progress]:
@@ -68,10 +69,19 @@ class Session:
         if self.signal is not None:
             os._exit(_SIGNAL_EXITS.get(signal.Signals(number), 130))
         self.signal = number
+        self._told.set()
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         say(f"{name}: stopping; the run can be resumed (again: exit at once)", error=True)
         task = asyncio.ensure_future(self.engine.interrupt(f"interrupted by {name}"))
         task.add_done_callback(lambda _: None)
+
+    async def until_signalled(self) -> None:
+        """Wait for Ctrl-C or SIGTERM."""
+        await self._told.wait()
+
+    def signal_code(self) -> int:
+        """The exit code of a command that a signal ended; 0 if none did."""
+        return 0 if self.signal is None else _SIGNAL_EXITS[signal.Signals(self.signal)]
 
     def exit_code(self, state: State[Any]) -> int:
         if self.signal is not None and not state.is_final():
@@ -150,11 +160,11 @@ def run_flow(
                 run_name=run_name,
                 **values,
             )
-            _say_started(session, handle)
+            say_started(session, handle)
             state = await handle.wait()
-        return _tell_end(session, handle, state)
+        return tell_end(session, handle, state)
 
-    return _guarded(run, as_json)
+    return guarded(run, as_json)
 
 
 def resume_run(
@@ -183,17 +193,17 @@ def begin_stored(
     session = Session(db, "strict", as_json, quiet or as_json)
 
     async def run() -> int:
-        _must_exist(session.db)
-        _import_from_here()
+        must_exist(session.db)
+        import_from_here()
         async with session.opened():
             row = await find_run(session.engine.reader, run_id)
             given = parse(find(row.flow_ref, row.flow_name), params) if params else None
             handle = await begin(session.engine, row.id, given)
-            _say_started(session, handle)
+            say_started(session, handle)
             state = await handle.wait()
-        return _tell_end(session, handle, state)
+        return tell_end(session, handle, state)
 
-    return _guarded(run, as_json)
+    return guarded(run, as_json)
 
 
 def recover_runs(*, db: str | None, as_json: bool, quiet: bool) -> int:
@@ -201,35 +211,35 @@ def recover_runs(*, db: str | None, as_json: bool, quiet: bool) -> int:
     session = Session(db, "strict", as_json, quiet or as_json)
 
     async def run() -> int:
-        _must_exist(session.db)
-        _import_from_here()
+        must_exist(session.db)
+        import_from_here()
         ended: list[tuple[FlowRun[Any], State[Any]]] = []
         async with session.opened():
             handles = await session.engine.recover()
             for handle in handles:
-                _say_started(session, handle)
+                say_started(session, handle)
             ended.extend([(handle, await handle.wait()) for handle in handles])
         if as_json:
             print_json([_summary(handle, state) for handle, state in ended])
         elif not ended:
             say("nothing to recover: no run was left unfinished by a dead process")
-        codes = [_tell_end(session, handle, state, plain=as_json) for handle, state in ended]
+        codes = [tell_end(session, handle, state, plain=as_json) for handle, state in ended]
         return max(codes, default=0)
 
-    return _guarded(run, as_json)
+    return guarded(run, as_json)
 
 
-def _must_exist(db: Path) -> None:
+def must_exist(db: Path) -> None:
     if not db.exists():
         raise StoreError(f"there is no database {db}: name it with --db, or run a flow first")
 
 
-def _import_from_here() -> None:
+def import_from_here() -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
 
-def _guarded(run: Callable[[], Coroutine[Any, Any, int]], as_json: bool) -> int:
+def guarded(run: Callable[[], Coroutine[Any, Any, int]], as_json: bool) -> int:
     """Run it; errors of asyncflow are one line, and in JSON mode prints go to standard error."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
@@ -280,7 +290,7 @@ def _say_where(error: BaseException) -> None:
         say(f"  at {label(code.co_filename)}:{last.tb_lineno} in {code.co_name}", error=True)
 
 
-def _say_started(session: Session, handle: FlowRun[Any]) -> None:
+def say_started(session: Session, handle: FlowRun[Any]) -> None:
     if not session.quiet:
         say(f"run {handle.id} of flow {label(handle.flow_name)}", error=True)
 
@@ -304,9 +314,7 @@ def _summary(handle: FlowRun[Any], state: State[Any]) -> dict[str, Any]:
     }
 
 
-def _tell_end(
-    session: Session, handle: FlowRun[Any], state: State[Any], plain: bool = False
-) -> int:
+def tell_end(session: Session, handle: FlowRun[Any], state: State[Any], plain: bool = False) -> int:
     code = session.exit_code(state)
     if session.as_json:
         if not plain:

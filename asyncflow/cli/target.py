@@ -45,6 +45,24 @@ def find_flow(target: str) -> Flow[..., Any]:
     return found[0]
 
 
+def find_deployments(target: str) -> list[Any]:
+    """What a target names that can be served: the deployments of a module, or else its flows.
+
+    ``FILE.py:NAME`` names one flow, or one variable that holds a deployment.
+    """
+    from asyncflow.deployments import Deployment
+
+    where, colon, name = target.rpartition(":")
+    if not colon or (os.name == "nt" and len(where) == 1):
+        where, name = target, ""
+    module = _module(where)
+    if name:
+        value = getattr(module, name, None)
+        return [value] if isinstance(value, Deployment) else [find_flow(target)]
+    found = {id(v): v for v in vars(module).values() if isinstance(v, Deployment)}
+    return list(found.values()) or [find_flow(target)]
+
+
 def _module(where: str) -> ModuleType:
     if not where:
         raise UnknownFlow("say where the flow is: FILE.py:FLOW, or MODULE:FLOW")

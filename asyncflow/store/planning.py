@@ -300,6 +300,8 @@ class Planning:
         running = self._running(what.name)
         if what.overlap != "allow" and len(running) >= what.limit:
             return self._overlaps(what, running, now)
+        if what.overlap == "queue" and tick is not None and self._queued(what.deployment):
+            return self._settle(tick, TickState.SKIPPED, "overlap: another tick is queued")
         made, created = self._outside.create_run(what.run, [what.state])
         if not created:
             # Its key was taken: the tick ran before, though its row has gone.
@@ -703,6 +705,14 @@ def automations(name: str | None = None) -> Question[AutomationRow]:
     if name is not None:
         return Question(f"{AUTOMATIONS} WHERE name = ?", (name,), _automation)
     return Question(f"{AUTOMATIONS} ORDER BY name", (), _automation)
+
+
+def waiting(channel: str, now: float) -> Question[int]:
+    """Whether there is something to do for a channel by now: one id, or none."""
+    sql = (
+        "SELECT id FROM deliveries WHERE ended_at IS NULL AND next_at <= ? AND channel = ? LIMIT 1"
+    )
+    return Question(sql, (now, channel), lambda row: int(row[0]))
 
 
 def deliveries(

@@ -43,12 +43,31 @@ NAMES = words("""
 """)
 #: Of these the ones that do not exist yet. Remove a name when it comes.
 LATER = {
-    "Automation", "DaskRunner", "RayRunner", "serve", "set_progress",
+    "DaskRunner", "RayRunner", "set_progress",
 }  # fmt: skip
 #: Names of the root that no page promises, each with its reason.
 BESIDES = {
     "CacheKeyFn": "what users compose cache policies of",
     "CachePolicy": "the type of the policies, for annotations",
+    "AbsenceTrigger": "of automations: what was expected and did not come",
+    "AllOf": "of automations: several triggers",
+    "AnyOf": "of automations: one of several triggers",
+    "CallFunction": "what an automation does",
+    "CancelRun": "what an automation does",
+    "Channel": "where notifications go",
+    "Deployment": "the type of deployments",
+    "DeploymentSchedule": "a schedule with parameters of its own",
+    "DurationTrigger": "of automations: what takes long",
+    "EventTrigger": "of automations: what happened",
+    "InSequence": "of automations: one trigger after another",
+    "Notify": "what an automation does",
+    "PauseSchedule": "what an automation does",
+    "ResumeRun": "what an automation does",
+    "ResumeSchedule": "what an automation does",
+    "RunDeployment": "what an automation does",
+    "SetLimit": "what an automation does",
+    "emit_event": "named by the issue on automations",
+    "verify_webhook": "for those who get notifications",
     "Transaction": "the type of what `transaction` gives, for annotations",
     "__version__": "asked for by everybody",
 }

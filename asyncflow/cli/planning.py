@@ -1,0 +1,465 @@
+"""``asyncflow serve``, ``deployments ...``, ``schedules ...`` and ``events ls|watch``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asyncflow.cli.looking import find_run, reading
+from asyncflow.cli.output import (
+    MARKS,
+    answered,
+    coloured,
+    label,
+    local,
+    one_line,
+    paragraph,
+    print_json,
+    print_json_line,
+    say,
+    table,
+)
+from asyncflow.cli.params import parse
+from asyncflow.cli.running import Session, guarded, import_from_here, say_started, tell_end
+from asyncflow.configfile import Declared, declare, find_file, load
+from asyncflow.engine import Engine, default_database
+from asyncflow.errors import InvalidOption, StoreError
+from asyncflow.planned import DeploymentInfo, infos, tick_listing
+from asyncflow.store.base import EventQuery
+from asyncflow.views import Event
+
+#: Seconds between two looks of ``events watch``.
+POLL = 0.3
+
+
+def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    return answered(lambda: asyncio.run(work()))
+
+
+def database(db: str | None) -> Path:
+    """The path of the database, which must be there."""
+    path = Path(db) if db else default_database()
+    if not path.exists():
+        raise StoreError(f"there is no database {path}: name it with --db, or deploy a flow first")
+    return path
+
+
+def instant(text: str, name: str) -> datetime:
+    """A point in time as people write it; without a zone it is in that of this machine."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidOption(
+            f"{name} {text!r} is no date: write 2026-01-31, or 2026-01-31T09:00+01:00"
+        ) from None
+    return found if found.tzinfo is not None else found.astimezone()
+
+
+# --- serve ----------------------------------------------------------------------------------------
+
+
+def serve_targets(
+    *,
+    targets: tuple[str, ...],
+    cron: tuple[str, ...],
+    interval: float | None,
+    timezone: str | None,
+    name: str | None,
+    params: tuple[str, ...],
+    config: str | None,
+    db: str | None,
+    quiet: bool,
+) -> int:
+    """Run deployments until it is told to stop."""
+
+    session = Session(db, "strict", False, quiet)
+
+    async def work() -> int:
+        import_from_here()
+        declared = _declared(targets, cron, interval, timezone, name, params)
+        from_file = _from_file(config, bool(targets))
+        async with session.opened():
+            engine = session.engine
+            if from_file is not None:
+                await declare(engine, from_file)
+            for one in declared:
+                await engine.deploy(one)
+            unknown = [] if targets else await engine.serve()
+            await engine.recover()
+            found = await engine.deployments()
+            if not found:
+                raise InvalidOption(
+                    "there is no deployment in this database: give FILE.py:FLOW, with --cron or"
+                    " --interval, or deploy one in code"
+                )
+            served = [d for d in found if d.name not in unknown]
+            own = {one.name for one in declared}
+            for one in served:
+                if not targets or one.name in own:
+                    say(f"serving {label(one.name)}: {_schedules(one)}", error=True)
+            await session.until_signalled()
+        return session.signal_code()
+
+    return guarded(work, False)
+
+
+def _from_file(config: str | None, targets: bool) -> Declared | None:
+    """What the configuration declares; targets stand alone unless it is named."""
+    if config is not None:
+        return load(Path(config))
+    found = None if targets else find_file(Path.cwd())
+    return load(found) if found is not None else None
+
+
+def _declared(
+    targets: tuple[str, ...],
+    cron: tuple[str, ...],
+    interval: float | None,
+    timezone: str | None,
+    name: str | None,
+    params: tuple[str, ...],
+) -> list[Any]:
+    from asyncflow.cli.target import find_deployments
+
+    found = []
+    for target in targets:
+        found += find_deployments(target)
+    options: dict[str, Any] = {}
+    if cron:
+        options["cron"] = cron
+    if interval is not None:
+        options["interval"] = interval
+    if timezone is not None:
+        options["timezone"] = timezone
+    given = bool(options or params) or name is not None
+    made = []
+    for one in found:
+        if hasattr(one, "call_spec"):
+            parameters = {"parameters": parse(one, params)} if params else {}
+            made.append(one.to_deployment(name, **options, **parameters))
+        elif given:
+            raise InvalidOption(
+                f"{one.name!r} is a deployment already: give --cron and its like with a flow"
+            )
+        else:
+            made.append(one)
+    return made
+
+
+def _schedules(one: DeploymentInfo) -> str:
+    if not one.schedules:
+        return "without a schedule"
+    return ", ".join(
+        f"{one_line(s.schedule)}{' (paused)' if s.paused or one.paused else ''}"
+        for s in one.schedules
+    )
+
+
+# --- deployments ----------------------------------------------------------------------------------
+
+
+def list_deployments(*, db: str | None, as_json: bool) -> int:
+    """``deployments ls``."""
+
+    async def work() -> int:
+        async with reading(db) as reader:
+            found = await infos(reader, datetime.now(UTC).timestamp())
+        if as_json:
+            print_json([asdict(one) for one in found])
+            return 0
+        if not found:
+            say("no deployments yet: flow.serve(...), engine.deploy(...) or asyncflow serve")
+            return 0
+        rows = [
+            (
+                label(one.name),
+                label(one.flow_name),
+                "paused" if one.paused else "",
+                local(min((s.next_at[0] for s in one.schedules if s.next_at), default=None)),
+                _counts(one),
+                _schedules(one),
+            )
+            for one in found
+        ]
+        say(table(("DEPLOYMENT", "FLOW", "", "NEXT", "TICKS", "SCHEDULES"), rows))
+        return 0
+
+    return _answered(work)
+
+
+def _counts(one: DeploymentInfo) -> str:
+    return ", ".join(f"{count:,} {state.lower()}" for state, count in sorted(one.ticks.items()))
+
+
+def show_deployment(*, name: str, limit: int, db: str | None, as_json: bool) -> int:
+    """``deployments show``."""
+
+    async def work() -> int:
+        async with reading(db) as reader:
+            found = await infos(reader, datetime.now(UTC).timestamp(), name)
+            if not found:
+                raise InvalidOption(
+                    f"there is no deployment {name!r}: list them with `asyncflow deployments ls`"
+                )
+            ticks = await tick_listing(reader, name, limit=limit)
+        one = found[0]
+        if as_json:
+            print_json({**asdict(one), "newest_ticks": [asdict(tick) for tick in ticks]})
+            return 0
+        state = click.style(" (paused)", fg="yellow") if one.paused else ""
+        say(f"{click.style(label(one.name), bold=True)}{state}: flow {label(one.flow_name)}")
+        if one.description:
+            say(f"  {one_line(one.description, 200)}")
+        say(
+            f"  overlap {one.overlap}, at most {one.concurrency_limit} at once, catch-up"
+            f" {one.catchup}"
+        )
+        for key, value in one.parameters.items():
+            say(f"  {label(key)} = {one_line(json.dumps(value, default=str), 200)}")
+        for schedule in one.schedules:
+            say(f"  {label(schedule.name)}{_pause(schedule.paused, schedule.reason)}")
+            for moment in schedule.next_at:
+                say(f"    next {local(moment)}")
+        if one.ticks:
+            say(f"  ticks: {_counts(one)}")
+            _say_ticks(ticks)
+        return 0
+
+    return _answered(work)
+
+
+def _pause(paused: bool, reason: str) -> str:
+    if not paused:
+        return ""
+    return click.style(f" (paused{': ' + one_line(reason) if reason else ''})", fg="yellow")
+
+
+_TICK_COLOURS = {"RUN": "green", "QUEUED": "blue", "SKIPPED": "yellow", "MISSED": "red"}
+
+
+def _say_ticks(ticks: Any) -> None:
+    rows = [
+        (
+            local(tick.tick),
+            click.style(tick.state.lower(), fg=_TICK_COLOURS.get(tick.state)),
+            f"{tick.count:,}" if tick.count > 1 else "",
+            label(tick.schedule),
+            tick.run_id or "",
+            one_line(tick.reason, 200),
+        )
+        for tick in ticks
+    ]
+    say(table(("TICK", "", "", "SCHEDULE", "RUN", "REASON"), rows))
+
+
+def list_ticks(
+    *, name: str, states: tuple[str, ...], limit: int, db: str | None, as_json: bool
+) -> int:
+    """``deployments ticks``."""
+
+    async def work() -> int:
+        async with reading(db) as reader:
+            ticks = await tick_listing(reader, name, states=states, limit=limit)
+        if as_json:
+            print_json([asdict(tick) for tick in ticks])
+        elif ticks:
+            _say_ticks(ticks)
+        else:
+            say("no ticks yet")
+        return 0
+
+    return _answered(work)
+
+
+def run_deployment(
+    *,
+    name: str,
+    params: tuple[str, ...],
+    run_name: str | None,
+    idempotency_key: str | None,
+    db: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """``deployments run``: here, to its end."""
+    session = Session(db, "strict", as_json, quiet or as_json)
+
+    async def work() -> int:
+        database(db)
+        import_from_here()
+        async with session.opened():
+            engine = session.engine
+            given = parse(await engine.deployed_flow(name), params) if params else None
+            run = await engine.run_deployment(
+                name, given, run_name=run_name, idempotency_key=idempotency_key
+            )
+            say_started(session, run)
+            state = await run.wait()
+        return tell_end(session, run, state)
+
+    return guarded(work, as_json)
+
+
+def pause_deployment(
+    *, name: str, schedule: str | None, paused: bool, db: str | None, as_json: bool
+) -> int:
+    """``deployments pause`` and ``resume``."""
+
+    async def work() -> int:
+        async with Engine(database(db)) as engine:
+            act = engine.pause_deployment if paused else engine.resume_deployment
+            await act(name, schedule)
+            found = await engine.deployment(name)
+        if as_json:
+            print_json(asdict(found))
+        else:
+            what = label(name) if schedule is None else f"{label(schedule)} of {label(name)}"
+            say(f"{what} is {'paused' if paused else 'on: what has passed meanwhile does not run'}")
+        return 0
+
+    return _answered(work)
+
+
+def remove_deployment(*, name: str, db: str | None, as_json: bool) -> int:
+    """``deployments delete``."""
+
+    async def work() -> int:
+        async with Engine(database(db)) as engine:
+            await engine.remove_deployment(name)
+        if as_json:
+            print_json({"removed": name})
+        else:
+            say(f"removed {label(name)}; its runs are kept")
+        return 0
+
+    return _answered(work)
+
+
+def backfill_deployment(
+    *,
+    name: str,
+    start: str,
+    end: str,
+    schedule: str | None,
+    max_concurrency: int,
+    db: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """``deployments backfill``: here, to its end."""
+    session = Session(db, "strict", as_json, quiet or as_json)
+
+    async def work() -> int:
+        since, until = instant(start, "--start"), instant(end, "--end")
+        database(db)
+        import_from_here()
+        async with session.opened():
+            engine = session.engine
+            flow = await engine.deployed_flow(name)
+            number, queued = await engine.backfill(
+                name, since, until, schedule=schedule, max_concurrency=max_concurrency
+            )
+            if not as_json:
+                say(f"backfill {number} of flow {label(flow.name)}: {queued:,} runs", error=True)
+            done = await engine.backfilled(name, number)
+        if as_json:
+            print_json({"backfill": number, "ticks": queued, "states": done})
+        else:
+            told = ", ".join(f"{n:,} {state.lower()}" for state, n in sorted(done.items()))
+            say(f"backfill {number}: {told or 'nothing was left to run'}")
+        if session.signal is not None:
+            return session.signal_code()
+        return 0 if set(done) <= {"COMPLETED"} else 1
+
+    return guarded(work, as_json)
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+def list_events(
+    *,
+    kinds: tuple[str, ...],
+    run_id: str | None,
+    since: str | None,
+    limit: int,
+    watch: bool,
+    db: str | None,
+    as_json: bool,
+) -> int:
+    """``events ls`` (the newest, oldest first) and ``events watch`` (what comes)."""
+
+    async def work() -> int:
+        async with reading(db) as reader:
+            pk = (await find_run(reader, run_id)).pk if run_id is not None else None
+            start = instant(since, "--since").timestamp() if since is not None else None
+            query = EventQuery(run=pk, kinds=kinds, since=start, newest=True, limit=limit)
+            rows = (await reader.events(query)).rows[::-1]
+            events = await _events(reader, rows)
+            if not watch:
+                if as_json:
+                    print_json([asdict(event) for event in events])
+                elif events:
+                    for event in events:
+                        _say_event(event)
+                else:
+                    say("no events")
+                return 0
+            newest = await reader.events(EventQuery(newest=True, limit=1))
+            after = newest.rows[0].id if newest.rows else 0
+            if since is not None:
+                for event in events:
+                    _tell(event, as_json)
+            while True:
+                page = await reader.events(EventQuery(run=pk, kinds=kinds, after=after, limit=500))
+                for event in await _events(reader, page.rows):
+                    _tell(event, as_json)
+                    after = max(after, event.id)
+                if page.next_cursor is None:
+                    await asyncio.sleep(POLL)
+
+    return _answered(work)
+
+
+async def _events(reader: Any, rows: Any) -> list[Event]:
+    runs = await reader.run_infos(sorted({row.run for row in rows} - {0}))
+    return [Event.of_row(runs[row.run].id if row.run in runs else "", row) for row in rows]
+
+
+def _tell(event: Event, as_json: bool) -> None:
+    if as_json:
+        print_json_line(asdict(event))
+    else:
+        _say_event(event)
+
+
+def _say_event(event: Event) -> None:
+    mark = coloured(event.state, MARKS[event.state]) if event.state is not None else "•"
+    about = event.task_run_id or event.run_id
+    payload = ""
+    if event.payload is not None and not event.message:
+        payload = one_line(json.dumps(event.payload, default=str, ensure_ascii=False), 200)
+    parts = [local(event.time), mark, click.style(label(event.kind), bold=True), about]
+    text = paragraph(event.message) if event.message else payload
+    say("  ".join(part for part in (*parts, text) if part))
+
+
+__all__ = [
+    "backfill_deployment",
+    "instant",
+    "list_deployments",
+    "list_events",
+    "list_ticks",
+    "pause_deployment",
+    "remove_deployment",
+    "run_deployment",
+    "serve_targets",
+    "show_deployment",
+]
