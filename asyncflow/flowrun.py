@@ -119,8 +119,7 @@ class Flows:
             row, created = await engine.create_run(row, state)
         except asyncio.CancelledError:
             if run.parent is None or run.parent.stop not in ("interrupt", "suspend"):
-                dropping = engine.executor.background(self._drop(run.id), "asyncflow-drop")
-                await self._through(dropping)
+                await self._never_begins(run)
             raise
         if not created:
             return engine.live_or_stored(row, flow), False
@@ -175,8 +174,12 @@ class Flows:
         run.extra.root = row.root
         self._bind(run)
 
+    async def _never_begins(self, run: Run) -> None:
+        """Who wanted a run was cancelled while it was being stored."""
+        dropping = self._engine.executor.background(self._drop(run.id), "asyncflow-drop")
+        await self._through(dropping)
+
     async def _drop(self, run_id: str) -> None:
-        """Who wanted a run was cancelled while it was being stored: it never begins."""
         engine = self._engine
         with contextlib.suppress(StoreError):  # whoever recovers it begins it after all
             row = await engine.writer.do(lambda: engine.store.run(run_id))
@@ -219,12 +222,16 @@ class Flows:
         made = rows.run_row(run, engine.id, now)
         text = f"forked from {row.id}{edits.told(edited)}"
         state = StateRow(0, now, made.state, made.state_name, text, run.epoch)
-        made = await engine.writer.do(
-            lambda: engine.store.copy_run(row.pk, made, [state], below, edited)
-        )
-        run.pk, run.extra.root = made.pk, made.root
-        self._bind(run)
-        await self.load(run, fresh=True)
+        try:
+            made = await engine.writer.do(
+                lambda: engine.store.copy_run(row.pk, made, [state], below, edited)
+            )
+            run.pk, run.extra.root = made.pk, made.root
+            self._bind(run)
+            await self.load(run, fresh=True)
+        except BaseException:
+            await self._never_begins(run)
+            raise
         return run
 
     def _place(self, run: Run, parent: Call | None, tags: frozenset[str]) -> None:

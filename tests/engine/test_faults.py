@@ -300,6 +300,43 @@ def test_a_take_over_that_is_cancelled_at_any_step_strands_no_run(verb: str) -> 
     assert cut_off > 5
 
 
+@pytest.mark.parametrize("verb", ["fork", "rerun", "submit"])
+def test_a_new_run_that_is_given_up_while_it_is_made_never_begins(verb: str) -> None:
+    cut_off = 0
+
+    def trial(at: int) -> bool:
+        store, world = _SimStore(), _World()
+        hosts: list[asyncio.Task[Any]] = []
+
+        async def main(engine: Engine) -> None:
+            nonlocal cut_off
+            first = await engine.submit(small)
+            await first.wait()
+            doing = engine.submit(small) if verb == "submit" else getattr(engine, verb)(first.id)
+            hosts.append(asyncio.create_task(doing))
+            run = None
+            with contextlib.suppress(asyncio.CancelledError):
+                run = await hosts[0]
+            stored = [row for row in store._runs.values() if row.parent is None]
+            if run is None:
+                cut_off += 1
+                if not all(S(row.state).is_final for row in stored):
+                    world.problems.append(f"{verb} was cancelled, and its run is there")
+            elif not (await run.wait()).is_completed():
+                world.problems.append(f"the run is {run.state}")
+
+        far = live(store, world, main, at, lambda: hosts and hosts[0].cancel())
+        finish(store, world, at)
+        return far
+
+    first = 80  # the first run takes more steps
+    at = first
+    while trial(at):
+        at += 1
+    assert at > first + 20
+    assert cut_off > 2
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_recovery_that_dies_at_any_checkpoint_is_gone_on_with_by_the_next(after: bool) -> None:
     point, died = 0, True
