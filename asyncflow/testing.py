@@ -315,6 +315,9 @@ class _SimStore(MemoryStore):
     def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
         return self._around("claim", lambda: super(_SimStore, self).claim(run, engine, epoch))
 
+    def plan(self, work: Any) -> Any:
+        return self._around("plan", lambda: super(_SimStore, self).plan(work))
+
     def send(self, message: Any, *, once: bool = False) -> Any:
         return self._around("send", lambda: super(_SimStore, self).send(message, once=once))
 

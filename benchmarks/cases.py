@@ -13,10 +13,11 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from asyncflow import Engine, MemoryStore, SqliteStore, flow, task
+from asyncflow import Engine, Interval, MemoryStore, SqliteStore, flow, runtime, task
 
 CONCURRENCY = 100
 ROOT = Path(__file__).parents[1]
@@ -407,6 +408,58 @@ async def handover(s: Sizes) -> Result:
     return Result("hand-over of a slot", statistics.median(gaps), "ms", 1.0, 0.1, {"ms": gaps[:50]})
 
 
+@task
+async def nap(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+@flow(max_concurrency=200, validate_parameters=False)
+async def naps(rounds: int) -> None:
+    """Two hundred tasks that run all the time."""
+    for _ in range(rounds):
+        await nap.map([0.5] * 200)
+
+
+LATE: list[float] = []
+
+
+@flow
+async def on_time() -> None:
+    planned = runtime.flow_run.scheduled_at
+    assert planned is not None
+    LATE.append((time.time() - planned.timestamp()) * 1e3)
+
+
+async def lateness(s: Sizes) -> Result:
+    """How much after its tick the code of a scheduled run begins, beside 200 running tasks.
+
+    The schedules have 5 s between two ticks, and are spread as those of people are: in groups of
+    ten at the same instant.
+    """
+    count, seconds = max(10, s.chain // 2), 2 if s.chain < 100 else 16
+    LATE.clear()
+    with tempfile.TemporaryDirectory() as folder:
+        async with Engine(_store(folder, "strict"), retention_days=None) as engine:
+            running = await engine.submit(naps, seconds * 2 + 2)
+            now = time.time()
+            for n in range(count):
+                anchor = datetime.fromtimestamp(now + n // 10 * 0.1, UTC)
+                every = 1.0 if s.chain < 100 else 5.0
+                await engine.deploy(on_time, f"d{n}", schedule=Interval(every, anchor=anchor))
+            LATE.clear()
+            await asyncio.sleep(seconds)
+            late = list(LATE)
+            await running.cancel()
+    return Result(
+        f"start of a scheduled run, {count} schedules",
+        statistics.median(late),
+        "ms late",
+        100,
+        20,
+        {"ms": late},
+    )
+
+
 def _child(args: Sequence[str | Path]) -> str:
     done = subprocess.run(
         [sys.executable, *args], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -439,6 +492,7 @@ CASES: dict[str, Callable[[Sizes], Awaitable[Result]]] = {
     "import": importing,
     "help": helping,
     "handover": handover,
+    "lateness": lateness,
 }
 
 #: Cases that have nothing to do with the event loop: measured once.

@@ -154,6 +154,10 @@ async def main(every: float, away: float) -> int:
         print("serving again")
         child = process()
         await asyncio.sleep(3.6 * every)
+        for _ in range(200):
+            if hook.calls and mailbox.mails:
+                break
+            await asyncio.sleep(0.1)
         child.send_signal(signal.SIGTERM)
         child.wait()
     finally:
@@ -164,7 +168,8 @@ async def main(every: float, away: float) -> int:
     )
     for subject in mailbox.mails:
         print(f"  {subject}")
-    tell(["deployments", "show", "rates"])
+    tell(["schedules", "ls"])
+    tell(["deployments", "ticks", "rates"])
     tell(["events", "ls", "--kind", "schedule.*", "--kind", "flow-run.Failed", "--limit", "12"])
     tell(["automations", "deliveries"])
     return 0 if mailbox.mails and hook.calls else 1

@@ -639,6 +639,16 @@ def schedules() -> None:
     """Look at when things are to happen."""
 
 
+@schedules.command("ls")
+@_db
+@_json
+def schedules_ls(**options: Any) -> None:
+    """List the schedules of all deployments, with what is next and what came of the last."""
+    from asyncflow.cli.planning import list_schedules
+
+    sys.exit(list_schedules(**options))
+
+
 @schedules.command("preview")
 @click.argument("cron", required=False)
 @click.option("--interval", metavar="SECONDS", type=float, help="Instants of equal distance.")

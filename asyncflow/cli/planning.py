@@ -31,7 +31,7 @@ from asyncflow.cli.running import Session, guarded, import_from_here, say_starte
 from asyncflow.configfile import Declared, declare, find_file, load
 from asyncflow.engine import Engine, default_database
 from asyncflow.errors import InvalidOption, StoreError
-from asyncflow.planned import DeploymentInfo, infos, tick_listing
+from asyncflow.planned import DeploymentInfo, Tick, infos, tick_listing
 from asyncflow.store.base import EventQuery
 from asyncflow.views import Event
 
@@ -189,6 +189,59 @@ def list_deployments(*, db: str | None, as_json: bool) -> int:
             for one in found
         ]
         say(table(("DEPLOYMENT", "FLOW", "", "NEXT", "TICKS", "SCHEDULES"), rows))
+        return 0
+
+    return _answered(work)
+
+
+def list_schedules(*, db: str | None, as_json: bool) -> int:
+    """``schedules ls``."""
+
+    async def work() -> int:
+        async with reading(db) as reader:
+            found = await infos(reader, datetime.now(UTC).timestamp())
+            last: dict[tuple[str, str], Tick] = {}
+            for one in found:
+                for tick in await tick_listing(reader, one.name, limit=100):
+                    last.setdefault((one.name, tick.schedule), tick)
+        pairs = [(one, schedule) for one in found for schedule in one.schedules]
+        if as_json:
+            print_json(
+                [
+                    {
+                        "deployment": one.name,
+                        **asdict(schedule),
+                        "last": asdict(tick)
+                        if (tick := last.get((one.name, schedule.name)))
+                        else None,
+                    }
+                    for one, schedule in pairs
+                ]
+            )
+            return 0
+        if not pairs:
+            say("no schedules yet: flow.serve(...), engine.deploy(...) or asyncflow serve")
+            return 0
+        rows = []
+        for one, schedule in pairs:
+            tick = last.get((one.name, schedule.name))
+            state = (
+                ""
+                if tick is None
+                else click.style(tick.state.lower(), fg=_TICK_COLOURS.get(tick.state))
+            )
+            rows.append(
+                (
+                    label(one.name),
+                    label(schedule.name),
+                    "paused" if one.paused or schedule.paused else "",
+                    local(schedule.next_at[0]) if schedule.next_at else "",
+                    local(tick.tick) if tick is not None else "",
+                    state,
+                    one_line(tick.reason, 100) if tick is not None else "",
+                )
+            )
+        say(table(("DEPLOYMENT", "SCHEDULE", "", "NEXT", "LAST", "", "REASON"), rows))
         return 0
 
     return _answered(work)
@@ -456,6 +509,7 @@ __all__ = [
     "instant",
     "list_deployments",
     "list_events",
+    "list_schedules",
     "list_ticks",
     "pause_deployment",
     "remove_deployment",
