@@ -202,8 +202,8 @@ def list_schedules(*, db: str | None, as_json: bool) -> int:
             found = await infos(reader, datetime.now(UTC).timestamp())
             last: dict[tuple[str, str], Tick] = {}
             for one in found:
-                for tick in await tick_listing(reader, one.name, limit=100):
-                    last.setdefault((one.name, tick.schedule), tick)
+                for newest in await tick_listing(reader, one.name, limit=100):
+                    last.setdefault((one.name, newest.schedule), newest)
         pairs = [(one, schedule) for one in found for schedule in one.schedules]
         if as_json:
             print_json(
@@ -211,9 +211,7 @@ def list_schedules(*, db: str | None, as_json: bool) -> int:
                     {
                         "deployment": one.name,
                         **asdict(schedule),
-                        "last": asdict(tick)
-                        if (tick := last.get((one.name, schedule.name)))
-                        else None,
+                        "last": _plain_tick(last.get((one.name, schedule.name))),
                     }
                     for one, schedule in pairs
                 ]
@@ -245,6 +243,10 @@ def list_schedules(*, db: str | None, as_json: bool) -> int:
         return 0
 
     return _answered(work)
+
+
+def _plain_tick(tick: Tick | None) -> dict[str, Any] | None:
+    return asdict(tick) if tick is not None else None
 
 
 def _counts(one: DeploymentInfo) -> str:
