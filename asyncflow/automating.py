@@ -13,7 +13,6 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable
-from contextvars import copy_context
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf, nextafter
@@ -23,7 +22,6 @@ from asyncflow import automations as declared
 from asyncflow import triggers
 from asyncflow.automations import Automation, automation_from_dict
 from asyncflow.errors import (
-    AsyncflowError,
     DeliveryFailed,
     DeploymentBusy,
     InvalidOption,
@@ -35,6 +33,7 @@ from asyncflow.errors import (
 from asyncflow.failures import told
 from asyncflow.ids import new_run_id
 from asyncflow.loops import DeploymentFacts, check_loops, guarded
+from asyncflow.rounds import Rounds
 from asyncflow.store import planning
 from asyncflow.store.base import EventRow, RunInfo
 from asyncflow.store.planning import AutomationRow, DeliveryRow, Planning
@@ -102,17 +101,14 @@ def causes(cause: str | None) -> list[str]:
     return found
 
 
-class Automations:
+class Automations(Rounds):
     """The automations of one engine."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine, "automations", LOOK)
         self._own: dict[str, Automation] = {}
         self._watched: dict[str, Watched] = {}
         self.channels: dict[str, Channel] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._again = False
         self._all = False  # whether it watches for all automations of the store
 
     # --- what it watches for --------------------------------------------------------------------
@@ -183,61 +179,25 @@ class Automations:
     # --- again and again ------------------------------------------------------------------------
 
     @property
-    def _active(self) -> bool:
+    def active(self) -> bool:
         return bool(self._own or self.channels or self._all)
 
-    def look(self) -> None:
-        """See what has happened, as soon as the loop comes to it."""
-        self._later(0.0)
+    async def round(self) -> float:
+        await self._see()
+        while await self._watch():
+            pass
+        return await self._act()
 
     def happened(self) -> None:
         """Events were written by this engine: see them soon, many at once."""
-        if self._watched and self._task is not None and self._task.done():
-            if self._timer is not None and self._timer.when() <= self._engine.loop.time() + SOON:
-                return
-            self._later(SOON)
-
-    def _later(self, seconds: float) -> None:
-        engine = self._engine
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if engine.usable_still and self._active:
-            self._timer = engine.loop.call_later(seconds, self._wake)
-
-    def _wake(self) -> None:
-        self._timer = None
-        if self._task is not None and not self._task.done():
-            self._again = True
-            return
-        self._task = copy_context().run(
-            self._engine.loop.create_task, self._serve(), name="asyncflow-automations"
-        )
-
-    async def _serve(self) -> None:
-        engine = self._engine
-        wait = LOOK
-        try:
-            await self._see()
-            while await self._watch():
-                pass
-            wait = await self._act()
-        except AsyncflowError as error:
-            engine.report(f"automations cannot be looked at, which is tried again: {error}")
-        finally:
-            if self._again:
-                self._again, wait = False, 0.0
-            self._later(wait)
+        if self._watched:
+            self.sooner(SOON)
 
     async def aclose(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self._own.clear()
         self.channels.clear()
         self._all = False
-        if self._task is not None and not self._task.done():
-            await asyncio.wait([self._task])
+        await super().aclose()
 
     # --- events ---------------------------------------------------------------------------------
 

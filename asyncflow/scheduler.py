@@ -10,10 +10,8 @@ the clock says (it may have jumped), and whether queued runs may begin.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterable
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime
 from heapq import heapify, heappop, heappush
@@ -29,6 +27,7 @@ from asyncflow.errors import (
     UnknownDeployment,
 )
 from asyncflow.registry import find, reference
+from asyncflow.rounds import Rounds
 from asyncflow.store import planning
 from asyncflow.store.base import EventRow, RunRow, StateRow
 from asyncflow.store.planning import (
@@ -96,19 +95,16 @@ class Intent:
     late: float = 0.0
 
 
-class Scheduler:
+class Scheduler(Rounds):
     """The deployments of one engine."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine, "schedules", LOOK)
         self._served: dict[str, Served] = {}
         self._lent: dict[str, Served] = {}  # whose backfills are run here, and no schedules
         self._backfills: set[int] = set()
         self._heap: list[tuple[float, int, One]] = []
         self._count = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._again = False
         self._seen: object = None
         self._last = engine.clock.time()
 
@@ -218,57 +214,21 @@ class Scheduler:
 
     # --- the clock ------------------------------------------------------------------------------
 
-    def look(self) -> None:
-        """See what is due, as soon as the loop comes to it."""
-        self._later(0.0)
+    @property
+    def active(self) -> bool:
+        return bool(self._served or self._backfills)
 
-    def _later(self, seconds: float) -> None:
-        engine = self._engine
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if engine.usable_still and (self._served or self._backfills):
-            self._timer = engine.loop.call_later(seconds, self._wake)
-
-    def _wake(self) -> None:
-        self._timer = None
-        if self._task is not None and not self._task.done():
-            self._again = True
-            return
-        context = copy_context()
-        self._task = context.run(
-            self._engine.loop.create_task, self._serve(), name="asyncflow-scheduler"
-        )
-
-    async def _serve(self) -> None:
-        engine = self._engine
-        try:
-            await self._due()
-            await self._see_changes()
-            await self._fill()
-        except AsyncflowError as error:
-            engine.report(f"schedules cannot be looked at, which is tried again: {error}")
-        finally:
-            if self._again:
-                self._again = False
-                self._later(0.0)
-            else:
-                self._later(self._wait())
-
-    def _wait(self) -> float:
-        """Seconds until there is something to do."""
+    async def round(self) -> float:
+        await self._due()
+        await self._see_changes()
+        await self._fill()
         first = self._heap[0][0] - self._engine.clock.time() if self._heap else LOOK
         return min(max(first, 0.0), LOOK)
 
     async def aclose(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self._served.clear()
         self._lent.clear()
-        if self._task is not None and not self._task.done():
-            self._again = False
-            await asyncio.wait([self._task])
+        await super().aclose()
 
     # --- ticks ----------------------------------------------------------------------------------
 
