@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at whether a backfill has ended.
 _PATIENCE = 0.2
+#: Seconds after which a tick that nobody has dealt with is late.
+_LATE = 5.0
 #: Bytes of the payload of an event.
 MOST_BYTES = 64 * 1024
 _KIND = re.compile(r"[\w][\w.:-]{0,199}")
@@ -63,6 +65,8 @@ class ScheduleInfo:
         name: unique in its deployment.
         schedule: in short, such as its cron expression and zone.
         next_at: its next ticks, aware, in UTC; none while it is paused.
+        late_since: the first tick that nobody has dealt with though its time is over; None: all
+            is well. No engine that is open has the deployment then, or it is stuck.
         paused: whether it is, and `reason` why, where nobody did it by hand.
     """
 
@@ -72,6 +76,7 @@ class ScheduleInfo:
     paused: bool
     reason: str
     next_at: list[datetime]
+    late_since: datetime | None
     start: datetime | None
     end: datetime | None
     jitter_seconds: float
@@ -607,8 +612,12 @@ def _schedule_info(row: ScheduleRow, owner: DeploymentRow, now: float) -> Schedu
     spec = json.loads(row.spec)
     declared = DeploymentSchedule.from_json(row.name, spec)
     next_at: list[datetime] = []
+    late: datetime | None = None
     if not (row.paused or owner.paused):
         timing = declared.timing(f"{owner.name}/{row.name}")
+        due = next(iter(upcoming(timing, row.position, 1)), None)
+        if due is not None and due[1] < now - _LATE:
+            late = moment(due[0])
         next_at = [t for at, _ in upcoming(timing, now, 3) if (t := moment(at)) is not None]
     return ScheduleInfo(
         name=row.name,
@@ -617,6 +626,7 @@ def _schedule_info(row: ScheduleRow, owner: DeploymentRow, now: float) -> Schedu
         paused=row.paused,
         reason=row.reason,
         next_at=next_at,
+        late_since=late,
         start=declared.start,
         end=declared.end,
         jitter_seconds=declared.jitter_seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import shutil
 import sys
@@ -191,6 +192,10 @@ def run_json(row: RunRow) -> dict[str, Any]:
         "attempt": row.attempt,
         "recoveries": row.recoveries,
         "error": failures.summary(row.error) if row.error else None,
+        "deployment": row.deployment,
+        "scheduled_at": moment(row.scheduled_at),
+        "cause": row.cause,
+        "origin": row.origin,
     }
 
 
@@ -240,7 +245,8 @@ def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> 
                 {"time": moment(s.time), "state": s.state_name, "message": s.message}
                 for s in states
             ]
-            print_json({**_tree_json(tree), "story": story})
+            result = _result_json(row)
+            print_json({**_tree_json(tree), "result": result, "story": story})
             return 0
         _say_head(tree.row)
         for line in _branches(tree, all_tasks):
@@ -294,6 +300,10 @@ def _say_head(row: RunRow) -> None:
     took = _took(row.started_at, row.ended_at, state)
     told = coloured(state, f"{MARKS[state]} {label(row.state_name)}")
     say(f"{told}{f' in {took}' if took else ''}, created {local(moment(row.created_at))}")
+    if row.deployment is not None:
+        when = f", for {local(moment(row.scheduled_at))}" if row.scheduled_at else ""
+        cause = f", by {label(row.cause)}" if row.cause else ""
+        say(f"of deployment {label(row.deployment)}{when}{cause}")
     parameters = masked(row.parameters)
     if parameters:
         text = ", ".join(f"{k}={v!r}" for k, v in parameters.items())
@@ -308,6 +318,13 @@ def _say_head(row: RunRow) -> None:
         _say_result(row)
     elif row.error is not None:
         say(click.style(f"error: {one_line(_error_text(row.error), 500)}", fg="red"))
+
+
+def _result_json(row: RunRow) -> Any:
+    """What a run gave, where it is stored as JSON in its row; nothing is decoded."""
+    if row.result_kind != ResultKind.JSON or row.result is None:
+        return None
+    return json.loads(codec.unsealed(row.result))
 
 
 def _say_result(row: RunRow) -> None:

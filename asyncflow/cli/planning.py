@@ -31,7 +31,7 @@ from asyncflow.cli.running import Session, guarded, import_from_here, say_starte
 from asyncflow.configfile import Declared, declare, find_file, load
 from asyncflow.engine import Engine, default_database
 from asyncflow.errors import InvalidOption, StoreError
-from asyncflow.planned import DeploymentInfo, Tick, infos, tick_listing
+from asyncflow.planned import DeploymentInfo, ScheduleInfo, Tick, infos, tick_listing
 from asyncflow.store.base import EventQuery
 from asyncflow.views import Event
 
@@ -182,7 +182,7 @@ def list_deployments(*, db: str | None, as_json: bool) -> int:
                 label(one.name),
                 label(one.flow_name),
                 "paused" if one.paused else "",
-                local(min((s.next_at[0] for s in one.schedules if s.next_at), default=None)),
+                _next(one.schedules),
                 _counts(one),
                 _schedules(one),
             )
@@ -233,7 +233,7 @@ def list_schedules(*, db: str | None, as_json: bool) -> int:
                     label(one.name),
                     label(schedule.name),
                     "paused" if one.paused or schedule.paused else "",
-                    local(schedule.next_at[0]) if schedule.next_at else "",
+                    _next([schedule]),
                     local(tick.tick) if tick is not None else "",
                     state,
                     one_line(tick.reason, 100) if tick is not None else "",
@@ -243,6 +243,14 @@ def list_schedules(*, db: str | None, as_json: bool) -> int:
         return 0
 
     return _answered(work)
+
+
+def _next(schedules: list[ScheduleInfo]) -> str:
+    """The next tick of some schedules; or since when nobody deals with what is due."""
+    late = min((s.late_since for s in schedules if s.late_since is not None), default=None)
+    if late is not None:
+        return click.style(f"late since {local(late)}", fg="red")
+    return local(min((s.next_at[0] for s in schedules if s.next_at), default=None))
 
 
 def _plain_tick(tick: Tick | None) -> dict[str, Any] | None:
@@ -280,6 +288,9 @@ def show_deployment(*, name: str, limit: int, db: str | None, as_json: bool) -> 
             say(f"  {label(key)} = {one_line(json.dumps(value, default=str), 200)}")
         for schedule in one.schedules:
             say(f"  {label(schedule.name)}{_pause(schedule.paused, schedule.reason)}")
+            if schedule.late_since is not None:
+                text = f"late since {local(schedule.late_since)}: no open engine has it"
+                say(click.style(f"    {text}", fg="red"))
             for moment in schedule.next_at:
                 say(f"    next {local(moment)}")
         if one.ticks:

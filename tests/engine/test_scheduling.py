@@ -356,6 +356,22 @@ def test_a_deployment_that_is_removed_runs_no_more() -> None:
     virtually(main())
 
 
+def test_a_schedule_that_nobody_looks_after_is_late() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with testing.engine(store=store) as engine:
+            await engine.deploy(note, schedule=every(100))
+            await asyncio.sleep(150)
+            (schedule,) = (await engine.deployment("note")).schedules
+            assert schedule.late_since is None
+        await asyncio.sleep(300)
+        async with testing.engine(store=store) as engine:
+            (schedule,) = (await engine.deployment("note")).schedules
+            assert schedule.late_since == at(200)
+
+    virtually(main())
+
+
 def test_a_schedule_ends_and_one_that_has_not_started_waits() -> None:
     async def main() -> None:
         async with testing.engine() as engine:
