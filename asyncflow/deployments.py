@@ -215,6 +215,7 @@ class Deployment:
             "catchup": self.catchup,
             "catchup_limit": self.catchup_limit,
             "late_seconds": self.late_seconds,
+            "parameter_schema": self.flow.parameters.json_schema(),
         }
 
 

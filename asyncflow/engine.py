@@ -395,6 +395,7 @@ class Engine(Plans):
         self._watchful = False
         self.scheduler = None
         self.automator = None
+        self._served_app: Any = None
         self.stopping = False  # asked to: nothing is begun by itself any more
         self.retention = Retention(self, self._retention_days, keep_last)
         self._start_retention()
@@ -492,6 +493,8 @@ class Engine(Plans):
             if timer is not None:
                 timer.cancel()
         await self.retention.aclose()
+        if self._served_app is not None:
+            await self._served_app.cleanup()
         for shell in (self.scheduler, self.automator):
             if shell is not None:
                 await shell.aclose()
@@ -1048,7 +1051,7 @@ class Engine(Plans):
             except RunTaken:
                 continue  # another engine was quicker
             except AsyncflowError as error:
-                await self._written()
+                await self.written()
                 await self._park(await self._row(row.id), str(error))
             else:
                 if row.state != S.PAUSED:
@@ -1298,6 +1301,42 @@ class Engine(Plans):
         await self.wait_live(run)
         return True
 
+    async def ask_to_cancel(self, run_id: str) -> None:
+        """As `cancel`, and does not wait until it has ended."""
+        run = self.live.get(run_id)
+        if run is not None:
+            if not run.phase.is_final:
+                self._cancel_live(run)
+            return
+        row = await self._row(run_id)
+        if S(row.state).is_final:
+            return
+        if self._owned(row):
+            now = self.clock.time()
+            await self.writer.do(lambda: self.store.request(row.pk, "cancel", now))
+        else:
+            await self.cancel_stored(row)
+
+    def why_waiting(self, run: Run) -> list[tuple[str, str]]:
+        """What the calls of a live run wait for, in words: kind and text."""
+        full: dict[str, tuple[int, Any]] = {}
+        upstream = 0
+        for call in list(run.calls):
+            if call.phase is not S.PENDING:
+                continue
+            short = [limit for limit, n in call.limits if limit.used + n > limit.size]
+            for limit in short[:1]:
+                count, _ = full.get(limit.name, (0, None))
+                full[limit.name] = (count + 1, limit)
+            upstream += not short
+        found = [
+            ("limit", f"{n:,} calls wait for {name}: {lim.used:g} of {lim.size:g} are in use")
+            for name, (n, lim) in full.items()
+        ]
+        if upstream:
+            found.append(("upstream", f"{upstream:,} calls wait for others to end, or for a turn"))
+        return found
+
     # --- events and answers -----------------------------------------------------------------------
 
     async def send_event(self, name: str, payload: Any = None, run_id: str | None = None) -> None:
@@ -1385,6 +1424,35 @@ class Engine(Plans):
             if run.extra.deployment == deployment and run.parent is None:
                 self.flows.stop(run, "cancel", why)
 
+    def app(self, access: Any = None) -> Any:
+        """The dashboard and its REST API as an application of aiohttp, for ``add_subapp``.
+
+        Args:
+            access: an `asyncflow.server.security.Access`; by default a token is made, which is
+                ``app[asyncflow.server.app.ACCESS].token``.
+        """
+        from asyncflow.server.app import make_app
+
+        return make_app(self, access, embedded=True)
+
+    async def serve_dashboard(
+        self, port: int = 4200, host: str = "127.0.0.1", *, access: Any = None
+    ) -> str:
+        """Serve the dashboard beside whatever else runs in this loop, while the engine is open.
+
+        Args:
+            port: 0 for any that is free.
+            host: an address of this machine; another one needs an `access` of your own.
+
+        Returns:
+            The URL to open, with its token.
+        """
+        from asyncflow.server.app import serve_app
+
+        self._check_open()
+        self._served_app, url = await serve_app(self, host, port, access, embedded=True)
+        return url
+
     async def find_by_key(self, idempotency_key: str) -> FlowRun[Any] | None:
         """The run that has an idempotency key."""
         row = await self.writer.do(lambda: self.store.run_by_key(idempotency_key))
@@ -1442,7 +1510,7 @@ class Engine(Plans):
 
         for run in list(self.live.values()):
             await self.flush_logs(run)
-        await self._written()
+        await self.written()
         row = await self._row(run_id)
         if row.parent is not None:
             raise RunNotResumable(f"the run {run_id} is a child run: export the run above it")
@@ -1614,7 +1682,7 @@ class Engine(Plans):
         asked, fits = including_dead(types, names)
         if not isinstance(since, int | float | datetime | None):
             raise ValueError(f"since={since!r}: give a datetime, or seconds since the epoch")
-        await self._written()
+        await self.written()
         parent: int | None = -1
         if parent_id is None:
             parent = None
@@ -1673,7 +1741,7 @@ class Engine(Plans):
             UnknownRun: there is no such run.
         """
         types, names = types_and_names(state)
-        await self._written()
+        await self.written()
         row = await self._row(run_id)
         page = await self.reader.task_runs(
             TaskQuery(
@@ -1725,7 +1793,7 @@ class Engine(Plans):
         live = self.live.get(run_id)
         if live is not None:
             await self.flush_logs(live)
-        await self._written()
+        await self.written()
         row = await self._row(run_id)
         page = await self.reader.logs(
             LogQuery(
@@ -1754,7 +1822,7 @@ class Engine(Plans):
             since: from then on: aware, or seconds since the epoch.
             newest: newest first.
         """
-        await self._written()
+        await self.written()
         pk = None if run_id is None else (await self._row(run_id)).pk
         query = EventQuery(
             run=pk,
@@ -1779,10 +1847,10 @@ class Engine(Plans):
         """
         from asyncflow.diff import compare
 
-        await self._written()
+        await self.written()
         return await compare(self.reader, await self._row(first), await self._row(second))
 
-    async def _written(self) -> None:
+    async def written(self) -> None:
         """Have what happened before this question on disk; what is there can always be read."""
         if not self._open:
             self._check_open()
@@ -1823,7 +1891,7 @@ class Engine(Plans):
         Args:
             task: the name of the task that made them; None: all.
         """
-        await self._written()
+        await self.written()
         return await self.writer.do(lambda: self.store.drop_cached(task))
 
     def _stored_limits(self) -> list[LimitRow] | None:

@@ -168,6 +168,35 @@ class Parameters:
                     continue
             return found
 
+    def json_schema(self) -> dict[str, Any]:
+        """The parameters as a JSON schema, for forms; what cannot be described is any value."""
+        properties: dict[str, Any] = {}
+        required, definitions = [], {}
+        for name, parameter in self.signature.parameters.items():
+            if name in self.resources or parameter.kind in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            ):
+                continue
+            adapter = self._adapter(name)
+            schema: dict[str, Any] = {}
+            if adapter is not None:
+                try:
+                    schema = adapter.json_schema(ref_template="#/$defs/{model}")
+                except Exception:
+                    schema = {}
+            definitions.update(schema.pop("$defs", {}))
+            if parameter.default is parameter.empty:
+                required.append(name)
+            elif "Secret" not in repr(adapter):
+                try:
+                    schema = {**schema, "default": json.loads(codec.encode(parameter.default))}
+                except NotSerializable:
+                    pass
+            properties[name] = {"title": name, **schema}
+        found = {"type": "object", "properties": properties, "required": required}
+        return {**found, "$defs": definitions} if definitions else found
+
     # --- in the store ---------------------------------------------------------------------------
 
     def store(self, values: dict[str, Any], masker: Masker | None = None) -> bytes:

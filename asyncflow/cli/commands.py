@@ -672,6 +672,37 @@ def schedules_preview(**options: Any) -> None:
     sys.exit(preview(**options))
 
 
+@cli.group()
+def server() -> None:
+    """The dashboard and its REST API."""
+
+
+@server.command("start")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=4200, show_default=True)
+@click.option(
+    "--token", envvar="ASYNCFLOW_TOKEN", metavar="TOKEN",
+    help="Of who may do everything, at least 16 characters; by default one is made.",
+)  # fmt: skip
+@click.option(
+    "--read-token", envvar="ASYNCFLOW_READ_TOKEN", metavar="TOKEN", help="Of who may only look."
+)
+@click.option(
+    "--host-name", "host_names", multiple=True, metavar="NAME",
+    help="A name by which the server is called; may be repeated.",
+)  # fmt: skip
+@_db
+def server_start(**options: Any) -> None:
+    """Show what a database has, and change what needs no code of yours.
+
+    It runs no flows. An engine that does can serve the same dashboard itself, with more that can
+    be done: engine.serve_dashboard().
+    """
+    from asyncflow.cli.web import start_server
+
+    sys.exit(start_server(**options))
+
+
 @cli.command()
 @_json
 def version(as_json: bool) -> None:

@@ -22,7 +22,7 @@ from typing import (
     runtime_checkable,
 )
 
-from asyncflow.shares import Demand, Part
+from asyncflow.shares import Demand, Part, ShareRow
 from asyncflow.store.planning import Planning, Question
 
 if TYPE_CHECKING:
@@ -543,6 +543,8 @@ class RunQuery:
         since: created at or after, seconds since the epoch.
         parent: pk of the parent; -1 for any, None for roots only.
         id_prefix: ids that begin so.
+        deployment: of this one.
+        text: somewhere in the name, the flow's name or the message; case does not matter.
         after: list only runs older than this pk (the cursor).
         limit: at most this many rows.
     """
@@ -554,6 +556,8 @@ class RunQuery:
     since: float | None = None
     parent: int | None = -1
     id_prefix: str = ""
+    deployment: str | None = None
+    text: str = ""
     after: int | None = None
     limit: int = 200
 
@@ -648,6 +652,20 @@ class Reader(Protocol):
 
     async def run_infos(self, runs: Sequence[int]) -> dict[int, RunInfo]:
         """What there is to tell of runs, by pk."""
+        ...
+
+    async def created_since(self, since: float, limit: int) -> list[tuple[float, str]]:
+        """When the newest root runs since a time were created, and their states."""
+        ...
+
+    async def spans(
+        self, run: int, limit: int
+    ) -> list[tuple[int, str, float, float | None, str, int]]:
+        """Task runs that have begun, by seq: number, task, begin, end, state and attempt."""
+        ...
+
+    async def limits(self) -> tuple[list[LimitRow], list[ShareRow]]:
+        """The limits that were set for all, and what each engine has of which."""
         ...
 
     async def planned(self, question: Question[T]) -> list[T]:

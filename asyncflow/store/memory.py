@@ -676,6 +676,30 @@ class MemoryReader:
         with self._store._lock:
             return {pk: _info(self._store._runs[pk]) for pk in runs if pk in self._store._runs}
 
+    async def created_since(self, since: float, limit: int) -> list[tuple[float, str]]:
+        with self._store._lock:
+            rows = (
+                (r.created_at, r.state)
+                for r in reversed(self._store._runs.values())
+                if r.parent is None and r.created_at >= since
+            )
+            return list(islice(rows, limit))
+
+    async def spans(
+        self, run: int, limit: int
+    ) -> list[tuple[int, str, float, float | None, str, int]]:
+        with self._store._lock:
+            rows = (
+                (r.seq, r.task, r.started_at, r.ended_at, r.state, r.attempt)
+                for r in self._store.calls(run)
+                if r.started_at is not None
+            )
+            return list(islice(rows, limit))
+
+    async def limits(self) -> tuple[list[LimitRow], list[ShareRow]]:
+        with self._store._lock:
+            return self._store.limits(), list(self._store._shares.values())
+
     async def planned(self, question: Question[T]) -> list[T]:
         with self._store._lock:
             rows = self._store._planned().execute(question.sql, question.values).fetchall()
@@ -701,6 +725,14 @@ def _fits(row: RunRow, query: RunQuery) -> bool:
         _is_in(row, query)
         and (query.flow is None or row.flow_name == query.flow)
         and (query.since is None or row.created_at >= query.since)
+        and (query.deployment is None or row.deployment == query.deployment)
+        and (
+            not query.text
+            or any(
+                _lower(query.text) in _lower(text)
+                for text in (row.name, row.flow_name, row.message)
+            )
+        )
         and (query.parent == -1 or row.parent == query.parent)
         and row.id.startswith(query.id_prefix)
         and set(query.tags) <= set(row.tags)

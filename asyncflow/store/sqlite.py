@@ -1630,6 +1630,18 @@ STATES = (
 )
 
 
+CREATED_SINCE = (
+    "SELECT created_at, state FROM flow_runs INDEXED BY flow_runs_parent"
+    " WHERE parent IS NULL AND created_at >= ? ORDER BY pk DESC LIMIT ?"
+)
+SPANS = (
+    "SELECT id, task, started_at, ended_at, state, attempt FROM task_runs"
+    " WHERE id BETWEEN ? AND ? AND started_at IS NOT NULL ORDER BY id LIMIT ?"
+)
+LIMITS = 'SELECT name, "limit", period, burst FROM limits ORDER BY name LIMIT 10000'
+SHARES = 'SELECT "limit", engine, units, wanted, since, free_at FROM shares LIMIT 10000'
+
+
 class SqliteReader:
     """Answers questions through a read-only connection of its own, off the loop (aiosqlite)."""
 
@@ -1716,6 +1728,20 @@ class SqliteReader:
             found.update((row[0], _info(row)) for row in await self._all(sql, some))
         return found
 
+    async def created_since(self, since: float, limit: int) -> list[tuple[float, str]]:
+        return [(row[0], row[1]) for row in await self._all(CREATED_SINCE, (since, limit))]
+
+    async def spans(
+        self, run: int, limit: int
+    ) -> list[tuple[int, str, float, float | None, str, int]]:
+        rows = await self._all(SPANS, (run << 32, run << 32 | 0xFFFFFFFF, limit))
+        return [(row[0] & 0xFFFFFFFF, *row[1:]) for row in rows]
+
+    async def limits(self) -> tuple[list[LimitRow], list[ShareRow]]:
+        limits = await self._all(LIMITS, ())
+        shares = await self._all(SHARES, ())
+        return [LimitRow(*row) for row in limits], [ShareRow(*row) for row in shares]
+
     async def planned(self, question: Question[T]) -> list[T]:
         return [question.make(row) for row in await self._all(question.sql, question.values)]
 
@@ -1768,6 +1794,13 @@ def runs_sql(query: RunQuery) -> tuple[str, list[Any]]:
         add("parent IS NULL")
     elif query.parent != -1:
         add("parent = ?", query.parent)
+    if query.deployment is not None:
+        add("deployment = ?", query.deployment)
+    if query.text:
+        pattern = _like(query.text)
+        columns = ("name", "flow_name", "message")
+        some = " OR ".join(f"{column} LIKE ? ESCAPE '\\'" for column in columns)
+        add(f"({some})", pattern, pattern, pattern)
     if query.id_prefix:
         add("id >= ? AND id < ?", query.id_prefix, query.id_prefix + "\U0010ffff")
     for tag in query.tags:
@@ -1852,6 +1885,12 @@ def _info(row: Sequence[Any]) -> RunInfo:
     return RunInfo._make((*row[:5], tuple(json.loads(row[5])), *row[6:]))
 
 
+def _like(text: str) -> str:
+    """A pattern for whatever has a text somewhere in it."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
 def logs_sql(query: LogQuery) -> tuple[str, list[Any]]:
     """The statement for a `LogQuery`."""
     where = ["run = ?", "id > ?"]
@@ -1864,8 +1903,7 @@ def logs_sql(query: LogQuery) -> tuple[str, list[Any]]:
         values.append(query.level)
     if query.text:
         where.append("message LIKE ? ESCAPE '\\'")
-        escaped = query.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        values.append(f"%{escaped}%")
+        values.append(_like(query.text))
     values.append(query.limit + 1)
     return (
         "SELECT id, run, seq, time, level, logger, message FROM logs"

@@ -1,0 +1,914 @@
+"""The REST API: each route with what it takes and gives; handlers that ask the engine's store.
+
+Ids are parsed before anything is looked up; all text goes out as JSON; a result is shown only
+where it is stored as JSON in its row.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from asyncflow import __version__, codec
+from asyncflow.errors import (
+    AlreadyAnswered,
+    AsyncflowError,
+    DeploymentBusy,
+    InvalidOption,
+    InvalidParameters,
+    RunNotResumable,
+    StoreError,
+    UnknownAutomation,
+    UnknownDeployment,
+    UnknownFlow,
+    UnknownRun,
+    UnknownTask,
+)
+from asyncflow.parameters import masked
+from asyncflow.planned import automation_infos, delivery_listing, infos, tick_listing
+from asyncflow.server import models
+from asyncflow.server.security import MOST_BODY, Problem
+from asyncflow.states import StateType, default_name
+from asyncflow.store import planning
+from asyncflow.store.base import (
+    EventQuery,
+    LogQuery,
+    Reader,
+    ResultKind,
+    RunQuery,
+    RunRow,
+    TaskQuery,
+    TaskRow,
+)
+from asyncflow.views import Event, as_it_is, moment
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from asyncflow.engine import Engine
+
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: Runs that a summary counts at most.
+MOST_COUNTED = 20_000
+#: Spans between two tasks that are looked at for the edges of a graph.
+MOST_EDGES = 5_000
+_NOT_COMPLETED = tuple(s.value for s in StateType if s is not StateType.COMPLETED)
+_KINDS = {
+    ResultKind.NONE: "none",
+    ResultKind.JSON: "json",
+    ResultKind.PICKLE: "pickle",
+    ResultKind.NOT_STORED: "not_stored",
+    ResultKind.JSON_FILE: "file",
+    ResultKind.PICKLE_FILE: "file",
+}
+
+Handle = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One thing that can be asked."""
+
+    method: str
+    path: str
+    handle: Handle
+    gives: Any
+    about: str
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    public: bool = False
+
+
+ROUTES: list[Route] = []
+
+
+def route(
+    method: str,
+    path: str,
+    gives: Any,
+    *,
+    query: type[BaseModel] | None = None,
+    body: type[BaseModel] | None = None,
+    public: bool = False,
+) -> Callable[[Handle], Handle]:
+    """Declare a route; the first line of the handler's docstring says what it is for."""
+
+    def declare(handle: Handle) -> Handle:
+        about = inspect.getdoc(handle) or ""
+        ROUTES.append(Route(method, f"/api{path}", handle, gives, about, query, body, public))
+        return handle
+
+    return declare
+
+
+@dataclass(slots=True)
+class Api:
+    """What handlers ask.
+
+    Attributes:
+        engine: whose store is shown.
+        embedded: whether runs may be carried out in this process, because their code is at home
+            in it. Else nothing that needs user code is done here.
+    """
+
+    engine: Engine
+    embedded: bool
+    names: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reader(self) -> Reader:
+        return self.engine.reader
+
+    async def row(self, run_id: str) -> RunRow:
+        """The row of a run.
+
+        Raises:
+            Problem: the id is none, or there is no such run.
+        """
+        if not _ID.fullmatch(run_id):
+            raise Problem(404, "that is no id of a run")
+        row = await self.reader.find_run(run_id)
+        if row is None:
+            raise Problem(404, "there is no run with this id")
+        return self.shown(row)
+
+    def shown(self, row: RunRow) -> RunRow:
+        """A row as it is: of a run whose process has died, what it is until it is recovered."""
+        if row.engine is None or StateType(row.state).is_final or self.engine.is_alive(row.engine):
+            return row
+        return as_it_is(row)
+
+    def with_code(self) -> None:
+        """Raise Problem unless user code may run here."""
+        if not self.embedded:
+            raise Problem(
+                409,
+                "this server runs no flows, so that no code of yours is in it: use the command"
+                " line, or the dashboard of an engine that runs them (engine.serve_dashboard)",
+            )
+
+
+def answer_of(error: Exception) -> Problem:
+    """What an error of asyncflow is in HTTP."""
+    match error:
+        case UnknownRun() | UnknownDeployment() | UnknownAutomation() | UnknownTask():
+            return Problem(404, str(error))
+        case RunNotResumable() | DeploymentBusy() | AlreadyAnswered() | UnknownFlow():
+            return Problem(409, str(error))
+        case InvalidParameters() | InvalidOption():
+            return Problem(422, str(error))
+        case StoreError():
+            return Problem(503, str(error))
+        case ValueError():
+            return Problem(422, str(error))
+        case AsyncflowError():
+            return Problem(409, str(error))
+    return Problem(500, "something went wrong here; the log of the server says what")
+
+
+async def taken(request: web.Request, asked: Route) -> dict[str, Any]:
+    """What a request brings, checked: arguments of its handler.
+
+    Raises:
+        Problem: it does not fit.
+    """
+    found: dict[str, Any] = dict(request.match_info)
+    if asked.query is not None:
+        found["q"] = _query(request, asked.query)
+    elif request.query:
+        raise Problem(422, f"this path takes no parameter {next(iter(request.query))[:50]!r}")
+    if asked.body is not None:
+        found["body"] = await _body(request, asked.body)
+    return found
+
+
+def _query(request: web.Request, model: type[BaseModel]) -> BaseModel:
+    given: dict[str, Any] = {}
+    for name in request.query:
+        field_ = model.model_fields.get(name)
+        values = request.query.getall(name)
+        is_list = field_ is not None and str(field_.annotation).startswith("list")
+        if not is_list and len(values) > 1:
+            raise Problem(422, f"give {name[:50]!r} once")
+        given[name] = values if is_list else values[0]
+    return _checked(model, given)
+
+
+async def _body(request: web.Request, model: type[BaseModel]) -> BaseModel:
+    # Not by what the application around it allows.
+    data = b""
+    while chunk := await request.content.read(65_536):
+        data += chunk
+        if len(data) > MOST_BODY:
+            raise Problem(413, f"a request has at most {MOST_BODY:,} bytes")
+    try:
+        given = json.loads(data) if data.strip() else {}
+    except (ValueError, RecursionError):
+        raise Problem(400, "the body is no JSON") from None
+    if not isinstance(given, dict):
+        raise Problem(422, "the body must be a JSON object")
+    return _checked(model, given)
+
+
+def _checked(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:100]
+        raise Problem(422, f"{where or 'it'}: {first['msg']}") from None
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def _when(seconds: float | None) -> datetime | None:
+    return moment(seconds)
+
+
+def _duration(start: float | None, end: float | None, final: bool, now: float) -> float | None:
+    if start is None:
+        return None
+    if end is None and final:
+        return None
+    return max(0.0, (end if end is not None else now) - start)
+
+
+def run_json(row: RunRow, ids: dict[int, str], now: float) -> dict[str, Any]:
+    """A run as JSON."""
+    final = StateType(row.state).is_final
+    return {
+        "id": row.id,
+        "flow": row.flow_name,
+        "name": row.name or row.flow_name,
+        "state": row.state,
+        "state_name": row.state_name,
+        "message": row.message,
+        "created_at": _when(row.created_at),
+        "started_at": _when(row.started_at),
+        "ended_at": _when(row.ended_at),
+        "duration": _duration(row.started_at, row.ended_at, final, now),
+        "tags": list(row.tags),
+        "parent_id": ids.get(row.parent) if row.parent is not None else None,
+        "attempt": row.attempt,
+        "recoveries": row.recoveries,
+        "deployment": row.deployment,
+        "scheduled_at": _when(row.scheduled_at),
+        "cause": row.cause,
+        "origin": row.origin,
+        "version": row.version,
+    }
+
+
+async def runs_json(api: Api, rows: list[RunRow]) -> list[dict[str, Any]]:
+    """Runs as JSON, with the ids of their parents."""
+    parents = sorted({row.parent for row in rows if row.parent is not None})
+    found = await api.reader.run_infos(parents) if parents else {}
+    ids = {pk: info.id for pk, info in found.items()}
+    now = api.engine.clock.time()
+    return [run_json(api.shown(row), ids, now) for row in rows]
+
+
+def _error(stored: bytes | None) -> dict[str, Any] | None:
+    """A stored failure, as text: nothing is rebuilt."""
+    if stored is None:
+        return None
+    try:
+        found = json.loads(stored)
+    except ValueError:
+        return {"type": "", "message": "the stored error cannot be read", "traceback": ""}
+    return {
+        "type": str(found.get("type", "")).rpartition(":")[2],
+        "message": str(found.get("text", ""))[:20_000],
+        "traceback": str(found.get("traceback", ""))[:50_000],
+    }
+
+
+def _result(kind: int, result: bytes | None) -> dict[str, Any]:
+    value: Any = None
+    if kind == ResultKind.JSON and result is not None:
+        try:
+            value = json.loads(codec.unsealed(result))
+        except (ValueError, AsyncflowError):
+            return {"kind": "json", "value": None, "bytes": len(result)}
+    size = len(result) if result is not None else 0
+    return {"kind": _KINDS.get(kind, "none"), "value": value, "bytes": size}
+
+
+def task_json(run_id: str, row: TaskRow, now: float) -> dict[str, Any]:
+    """A task run as JSON."""
+    state = StateType(row.state)
+    return {
+        "id": f"{run_id}-{row.seq}",
+        "seq": row.seq,
+        "task": row.task,
+        "name": row.name or f"{row.task}-{row.seq}",
+        "state": row.state,
+        "state_name": row.state_name or default_name(state),
+        "message": row.message,
+        "started_at": _when(row.started_at),
+        "ended_at": _when(row.ended_at),
+        "duration": _duration(row.started_at, row.ended_at, state.is_final, now),
+        "attempts": row.attempt,
+        "failures": row.failures,
+        "interruptions": row.interruptions,
+        "parent_id": f"{run_id}-{row.parent}" if row.parent else None,
+        "upstream": [f"{run_id}-{seq}" for seq in row.upstream if seq],
+        "tags": list(row.tags),
+        "error": _error(row.error),
+    }
+
+
+def _states(names: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Types and names of states, as they were asked for."""
+    from asyncflow.states import types_and_names
+
+    if not names:
+        return (), ()
+    if "not_completed" in names:
+        if len(names) > 1:
+            raise Problem(422, "state: not_completed stands alone")
+        return _NOT_COMPLETED, ()
+    try:
+        return types_and_names(names)
+    except ValueError as error:
+        raise Problem(422, f"state: {error}") from None
+
+
+def _number(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
+        raise Problem(422, "cursor: give what the last page gave")
+    return int(cursor)
+
+
+async def _run_query(api: Api, q: models.RunFilter, limit: int, cursor: str | None) -> RunQuery:
+    types, names = _states(q.state)
+    parent: int | None = -1
+    if q.parent == "roots":
+        parent = None
+    elif q.parent != "any":
+        parent = (await api.row(q.parent)).pk
+    return RunQuery(
+        states=types,
+        names=names,
+        flow=q.flow,
+        tags=tuple(q.tag),
+        deployment=q.deployment,
+        since=q.since.timestamp() if q.since is not None else None,
+        parent=parent,
+        text=q.text,
+        after=_number(cursor),
+        limit=limit,
+    )
+
+
+# --- routes ---------------------------------------------------------------------------------------
+
+
+@route("GET", "/health", models.Health, public=True)
+async def health(api: Api) -> dict[str, Any]:
+    """Whether the server is there."""
+    return {"status": "ok", "version": __version__}
+
+
+@route("GET", "/summary", models.Summary, query=models.SummaryQuery)
+async def summary(api: Api, q: models.SummaryQuery) -> dict[str, Any]:
+    """What there is to know at a glance."""
+    now = api.engine.clock.time()
+    since = now - q.hours * 3600
+    width = 3600.0 if q.hours <= 48 else 86_400.0
+    first = since // width * width + (width if width == 3600.0 else 0)
+    rows = await api.reader.created_since(since, MOST_COUNTED)
+    buckets: dict[float, dict[str, int]] = {}
+    at = first
+    while at <= now:
+        buckets[at] = {}
+        at += width
+    states: dict[str, int] = {}
+    for created, state in rows:
+        states[state] = states.get(state, 0) + 1
+        own = buckets.setdefault(created // width * width, {})
+        own[state] = own.get(state, 0) + 1
+    found = {
+        name: (await api.reader.runs(query)).rows
+        for name, query in (
+            ("failures", RunQuery(states=("FAILED", "CRASHED"), parent=None, limit=10)),
+            ("running", RunQuery(states=("RUNNING",), parent=None, limit=10)),
+            ("attention", RunQuery(names=("NeedsAttention", "Paused"), parent=None, limit=10)),
+        )
+    }
+    deployments = await infos(api.reader, now)
+    late = [
+        {"deployment": d.name, "schedule": s.name, "late_since": s.late_since}
+        for d in deployments
+        for s in d.schedules
+        if s.late_since is not None
+    ]
+    return {
+        "states": states,
+        "buckets": [{"at": moment(at), "counts": c} for at, c in sorted(buckets.items())],
+        "counted": len(rows),
+        "cut": len(rows) >= MOST_COUNTED,
+        **{name: await runs_json(api, rows) for name, rows in found.items()},
+        "late": late,
+    }
+
+
+@route("GET", "/runs", models.Page[models.Run], query=models.RunQuery)
+async def list_runs(api: Api, q: models.RunQuery) -> dict[str, Any]:
+    """Runs, newest first."""
+    page = await api.reader.runs(await _run_query(api, q, q.limit, q.cursor))
+    cursor = str(page.next_cursor) if page.next_cursor is not None else None
+    return {"items": await runs_json(api, page.rows), "next_cursor": cursor}
+
+
+@route("GET", "/runs/{run_id}", models.RunDetail)
+async def show_run(api: Api, run_id: str) -> dict[str, Any]:
+    """One run, with everything but its task runs, logs and artifacts."""
+    row = await api.row(run_id)
+    (plain,) = await runs_json(api, [row])
+    counts = await api.reader.task_counts(row.pk)
+    tasks: dict[str, dict[str, Any]] = {}
+    for count in counts:
+        one = tasks.setdefault(
+            count.task,
+            {"task": count.task, "counts": {}, "total": 0, "first": None, "last": None},
+        )
+        one["counts"][count.state] = one["counts"].get(count.state, 0) + count.count
+        one["total"] += count.count
+        for key, value, pick in (
+            ("first", count.first_started, min),
+            ("last", count.last_ended, max),
+        ):
+            if value is not None:
+                one[key] = value if one[key] is None else pick(one[key], value)
+    children = (await api.reader.runs(RunQuery(parent=row.pk, limit=200))).rows
+    return {
+        **plain,
+        "parameters": masked(row.parameters),
+        "result": _result(row.result_kind, row.result),
+        "error": _error(row.error),
+        "story": [
+            {
+                "time": moment(s.time),
+                "state": s.state,
+                "state_name": s.state_name,
+                "message": s.message,
+            }
+            for s in await api.reader.states(row.pk)
+        ],
+        "waits": await _waits(api, row),
+        "children": await runs_json(api, children[::-1]),
+        "tasks": [
+            {
+                "task": one["task"],
+                "counts": one["counts"],
+                "total": one["total"],
+                "first_started": moment(one["first"]),
+                "last_ended": moment(one["last"]),
+            }
+            for one in tasks.values()
+        ],
+        "edges": await _edges(api, row),
+    }
+
+
+async def _edges(api: Api, row: RunRow) -> list[tuple[str, str]]:
+    """Which tasks depend on which, by the first of their task runs."""
+    page = await api.reader.task_runs(TaskQuery(run=row.pk, limit=MOST_EDGES))
+    names = {one.seq: one.task for one in page.rows}
+    found: dict[tuple[str, str], None] = {}
+    for one in page.rows:
+        for seq in one.upstream:
+            if seq in names:
+                found[names[seq], one.task] = None
+        if one.parent and one.parent in names:
+            found[names[one.parent], one.task] = None
+    return list(found)
+
+
+async def _waits(api: Api, row: RunRow) -> list[dict[str, Any]]:
+    """Why a run is not moving, as far as its record tells."""
+    found: list[dict[str, Any]] = []
+    state = StateType(row.state)
+    if state.is_final:
+        return found
+    if row.state_name == "Interrupted":
+        found.append({"kind": "owner", "text": "no engine has it: recover or resume it"})
+    if row.waits_for is not None or row.wake_at is not None:
+        text = row.message or "it waits"
+        if row.wake_at is not None:
+            text += f", until {moment(row.wake_at):%Y-%m-%d %H:%M:%S} UTC"
+        found.append({"kind": "wait", "text": text})
+    elif row.state_name in ("NeedsAttention", "Paused"):
+        found.append({"kind": "person", "text": row.message})
+    live = api.engine.live.get(row.id)
+    if live is not None:
+        found += [{"kind": kind, "text": text} for kind, text in api.engine.why_waiting(live)]
+    retries = await api.reader.task_runs(TaskQuery(run=row.pk, names=("AwaitingRetry",), limit=5))
+    for one in retries.rows:
+        until = f"until {moment(one.retry_at):%H:%M:%S} UTC" if one.retry_at else ""
+        text = f"{one.task}-{one.seq} waits for another attempt {until}: {one.message}"
+        found.append({"kind": "retry", "text": text[:300]})
+    return found
+
+
+@route("GET", "/runs/{run_id}/task-runs", models.Page[models.TaskRun], query=models.TaskQuery)
+async def list_task_runs(api: Api, run_id: str, q: models.TaskQuery) -> dict[str, Any]:
+    """The task runs of a run, in the order in which they were made."""
+    row = await api.row(run_id)
+    types, names = _states(q.state)
+    page = await api.reader.task_runs(
+        TaskQuery(
+            run=row.pk,
+            states=types,
+            names=names,
+            task=q.task,
+            after=_number(q.cursor) or 0,
+            limit=q.limit,
+        )
+    )
+    now = api.engine.clock.time()
+    cursor = str(page.next_cursor) if page.next_cursor is not None else None
+    return {"items": [task_json(row.id, t, now) for t in page.rows], "next_cursor": cursor}
+
+
+@route("GET", "/runs/{run_id}/task-runs/{seq}", models.TaskDetail)
+async def show_task_run(api: Api, run_id: str, seq: str) -> dict[str, Any]:
+    """One task run, with its attempts and its result."""
+    row = await api.row(run_id)
+    number = _number(seq if seq.isdigit() else "x")
+    assert number is not None
+    page = await api.reader.task_runs(TaskQuery(run=row.pk, after=max(0, number - 1), limit=1))
+    if not page.rows or page.rows[0].seq != number:
+        raise Problem(404, "the run has no such task run")
+    (one,) = page.rows
+    attempts = [
+        {
+            "attempt": a.attempt,
+            "started_at": moment(a.started_at),
+            "ended_at": moment(a.ended_at),
+            "retry_at": moment(a.retry_at),
+            "error": _error(a.error),
+        }
+        for a in await api.reader.attempts(row.pk, number)
+    ]
+    return {
+        **task_json(row.id, one, api.engine.clock.time()),
+        "attempts_list": attempts,
+        "result": _result(one.result_kind, one.result),
+    }
+
+
+@route("GET", "/runs/{run_id}/timeline", models.Timeline, query=models.TimelineQuery)
+async def timeline(api: Api, run_id: str, q: models.TimelineQuery) -> dict[str, Any]:
+    """When the task runs of a run ran, compact, for a picture."""
+    row = await api.row(run_id)
+    counts = await api.reader.task_counts(row.pk)
+    total = sum(count.count for count in counts)
+    rows = await api.reader.spans(row.pk, q.limit)
+    start = row.started_at or row.created_at
+    tasks: dict[str, int] = {}
+    spans = [
+        (
+            seq,
+            tasks.setdefault(task, len(tasks)),
+            round((began - start) * 1e3, 1),
+            round((ended - start) * 1e3, 1) if ended is not None else None,
+            state,
+            attempt,
+        )
+        for seq, task, began, ended, state, attempt in rows
+    ]
+    return {
+        "spans": spans,
+        "tasks": list(tasks),
+        "start": moment(start),
+        "total": total,
+        "cut": len(rows) < total,
+    }
+
+
+@route("GET", "/runs/{run_id}/logs", models.Page[models.LogLine], query=models.LogQuery)
+async def list_logs(api: Api, run_id: str, q: models.LogQuery) -> dict[str, Any]:
+    """Log lines of a run, oldest first."""
+    row = await api.row(run_id)
+    seq: int | None = None
+    if q.task_run is not None:
+        tail = q.task_run.removeprefix(f"{row.id}-")
+        seq = _number(tail)
+    page = await api.reader.logs(
+        LogQuery(
+            run=row.pk, seq=seq, level=q.level, text=q.text, after=_number(q.cursor) or 0,
+            limit=q.limit,
+        )
+    )  # fmt: skip
+    items = [
+        {
+            "id": number,
+            "time": moment(line.time),
+            "level": line.level,
+            "logger": line.logger,
+            "message": line.message,
+            "task_run_id": f"{row.id}-{line.seq}" if line.seq is not None else None,
+        }
+        for number, line in page.rows
+    ]
+    cursor = str(page.next_cursor) if page.next_cursor is not None else None
+    return {"items": items, "next_cursor": cursor}
+
+
+async def _done(api: Api, run_id: str | None, detail: str) -> dict[str, Any]:
+    await api.engine.written()
+    row = await api.reader.find_run(run_id) if run_id is not None else None
+    (plain,) = await runs_json(api, [row]) if row is not None else [None]
+    return {"run": plain, "detail": detail}
+
+
+def _expect(row: RunRow, expected: str | None) -> None:
+    if expected is not None and expected not in (row.state, row.state_name):
+        raise Problem(409, f"the run is {row.state_name} by now, not {expected}")
+
+
+@route("POST", "/runs/{run_id}/cancel", models.Done, body=models.Expected)
+async def cancel_run(api: Api, run_id: str, body: models.Expected) -> dict[str, Any]:
+    """Ask for a run to be cancelled, in whatever process it is."""
+    row = await api.row(run_id)
+    _expect(row, body.expected_state)
+    if StateType(row.state).is_final:
+        raise Problem(409, f"the run is {row.state_name}: there is nothing to cancel")
+    await api.engine.ask_to_cancel(row.id)
+    return await _done(api, row.id, "it is being cancelled")
+
+
+@route("POST", "/runs/{run_id}/resume", models.Done, body=models.Expected)
+async def resume_run(api: Api, run_id: str, body: models.Expected) -> dict[str, Any]:
+    """Go on with a run."""
+    row = await api.row(run_id)
+    _expect(row, body.expected_state)
+    api.with_code()
+    await api.engine.resume(row.id)
+    return await _done(api, row.id, "it goes on")
+
+
+@route("POST", "/runs/{run_id}/rerun", models.Done, body=models.Rerun)
+async def rerun_run(api: Api, run_id: str, body: models.Rerun) -> dict[str, Any]:
+    """Run the flow of a run again, under a new id."""
+    row = await api.row(run_id)
+    api.with_code()
+    run = await api.engine.rerun(row.id, parameters=body.parameters)
+    return await _done(api, run.id, "it runs again under a new id")
+
+
+@route("POST", "/runs/{run_id}/fork", models.Done, body=models.Fork)
+async def fork_run(api: Api, run_id: str, body: models.Fork) -> dict[str, Any]:
+    """Run a run again under a new id, with what it has recorded."""
+    row = await api.row(run_id)
+    api.with_code()
+    run = await api.engine.fork(row.id, from_task=body.from_task, parameters=body.parameters)
+    return await _done(api, run.id, "it was forked")
+
+
+@route("POST", "/runs/{run_id}/answer", models.Done, body=models.Answer)
+async def answer_run(api: Api, run_id: str, body: models.Answer) -> dict[str, Any]:
+    """Answer a run that waits for a person."""
+    row = await api.row(run_id)
+    if json.loads(row.waits_for or b"{}").get("model"):
+        api.with_code()
+    await api.engine.answer(row.id, body.data)
+    return await _done(api, row.id, "it was answered")
+
+
+@route("POST", "/runs/{run_id}/delete", models.Done, body=models.Expected)
+async def delete_run(api: Api, run_id: str, body: models.Expected) -> dict[str, Any]:
+    """Remove a run that has ended, with all that belongs to it."""
+    row = await api.row(run_id)
+    _expect(row, body.expected_state)
+    await api.engine.delete(row.id)
+    return {"run": None, "detail": "it was removed"}
+
+
+@route("POST", "/runs/bulk", models.BulkDone, body=models.Bulk)
+async def bulk(api: Api, body: models.Bulk) -> dict[str, Any]:
+    """Do the same to all runs that a filter finds, newest first."""
+    page = await api.reader.runs(await _run_query(api, body.filter, body.limit, None))
+    act = {"cancel": cancel_run, "resume": resume_run, "delete": delete_run}[body.action]
+    done, failed = 0, []
+    for row in page.rows:
+        try:
+            await act(api, row.id, models.Expected())
+            done += 1
+        except Problem as problem:
+            failed.append({"id": row.id, "detail": problem.detail})
+        except AsyncflowError as error:
+            failed.append({"id": row.id, "detail": str(error)[:500]})
+    return {"done": done, "failed": failed}
+
+
+def _deployment_json(one: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    return {**asdict(one), "parameter_schema": schema}
+
+
+async def _deployments(api: Api, name: str | None = None) -> list[dict[str, Any]]:
+    rows = await api.reader.planned(planning.deployments(name))
+    schemas = {row.name: json.loads(row.spec).get("parameter_schema") or {} for row in rows}
+    found = await infos(api.reader, api.engine.clock.time(), name)
+    return [_deployment_json(one, schemas.get(one.name, {})) for one in found]
+
+
+@route("GET", "/deployments", models.Page[models.Deployment])
+async def list_deployments(api: Api) -> dict[str, Any]:
+    """All deployments, by name."""
+    return {"items": await _deployments(api), "next_cursor": None}
+
+
+@route("GET", "/deployments/{name}", models.Deployment)
+async def show_deployment(api: Api, name: str) -> dict[str, Any]:
+    """One deployment."""
+    found = await _deployments(api, name)
+    if not found:
+        raise Problem(404, "there is no deployment of this name")
+    return found[0]
+
+
+@route("GET", "/deployments/{name}/ticks", models.Page[models.Tick], query=models.TickQuery)
+async def list_ticks(api: Api, name: str, q: models.TickQuery) -> dict[str, Any]:
+    """What became of the ticks of a deployment, newest first."""
+    page = await tick_listing(
+        api.reader, name, states=tuple(q.state), limit=q.limit, cursor=q.cursor
+    )
+    items = [{k: v for k, v in asdict(tick).items() if k != "deployment"} for tick in page]
+    return {"items": items, "next_cursor": page.next_cursor}
+
+
+@route("POST", "/deployments/{name}/run", models.Done, body=models.RunDeployment)
+async def run_deployment(api: Api, name: str, body: models.RunDeployment) -> dict[str, Any]:
+    """Start a run of a deployment."""
+    await show_deployment(api, name)
+    api.with_code()
+    run = await api.engine.run_deployment(
+        name, body.parameters, run_name=body.name, idempotency_key=body.idempotency_key
+    )
+    return await _done(api, run.id, "it has begun")
+
+
+@route("POST", "/deployments/{name}/pause", models.Ok, body=models.PauseDeployment)
+async def pause_deployment(api: Api, name: str, body: models.PauseDeployment) -> dict[str, Any]:
+    """Let it, or one of its schedules, start no runs by itself."""
+    await api.engine.pause_deployment(name, body.schedule)
+    return {"ok": True}
+
+
+@route("POST", "/deployments/{name}/resume", models.Ok, body=models.PauseDeployment)
+async def resume_deployment(api: Api, name: str, body: models.PauseDeployment) -> dict[str, Any]:
+    """Let it start runs again."""
+    await api.engine.resume_deployment(name, body.schedule)
+    return {"ok": True}
+
+
+@route("DELETE", "/deployments/{name}", models.Ok)
+async def remove_deployment(api: Api, name: str) -> dict[str, Any]:
+    """Forget it; its runs stay."""
+    await api.engine.remove_deployment(name)
+    return {"ok": True}
+
+
+@route("GET", "/automations", models.Page[models.Automation])
+async def list_automations(api: Api) -> dict[str, Any]:
+    """All automations, by name."""
+    found = await automation_infos(api.reader)
+    return {"items": [asdict(one) for one in found], "next_cursor": None}
+
+
+@route("GET", "/automations/{name}", models.Automation)
+async def show_automation(api: Api, name: str) -> dict[str, Any]:
+    """One automation."""
+    return asdict(await api.engine.automation(name))
+
+
+@route("POST", "/automations/{name}/enable", models.Ok, body=models.Given)
+async def enable_automation(api: Api, name: str, body: models.Given) -> dict[str, Any]:
+    """Switch it on."""
+    await api.engine.enable_automation(name, enabled=True)
+    return {"ok": True}
+
+
+@route("POST", "/automations/{name}/disable", models.Ok, body=models.Given)
+async def disable_automation(api: Api, name: str, body: models.Given) -> dict[str, Any]:
+    """Switch it off."""
+    await api.engine.enable_automation(name, enabled=False)
+    return {"ok": True}
+
+
+@route("DELETE", "/automations/{name}", models.Ok)
+async def remove_automation(api: Api, name: str) -> dict[str, Any]:
+    """Forget it."""
+    await api.engine.remove_automation(name)
+    return {"ok": True}
+
+
+@route("GET", "/deliveries", models.Page[models.Delivery], query=models.DeliveryQuery)
+async def list_deliveries(api: Api, q: models.DeliveryQuery) -> dict[str, Any]:
+    """What automations have to do and have done, newest first."""
+    page = await delivery_listing(
+        api.reader,
+        automation=q.automation,
+        run=q.run,
+        states=tuple(q.state),
+        limit=q.limit,
+        cursor=None if q.cursor is None else str(_number(q.cursor)),
+    )
+    return {"items": [asdict(one) for one in page], "next_cursor": page.next_cursor}
+
+
+async def events_json(api: Api, rows: list[Any]) -> list[dict[str, Any]]:
+    """Events as JSON."""
+    found = await api.reader.run_infos(sorted({row.run for row in rows} - {0}))
+    items = []
+    for row in rows:
+        event = Event.of_row(found[row.run].id if row.run in found else "", row)
+        items.append(
+            {
+                "id": event.id,
+                "kind": event.kind,
+                "time": event.time,
+                "run_id": event.run_id,
+                "task_run_id": event.task_run_id,
+                "state": event.state.value if event.state is not None else None,
+                "name": event.name,
+                "message": event.message,
+                "payload": event.payload,
+            }
+        )
+    return items
+
+
+@route("GET", "/events", models.Page[models.Event], query=models.EventQuery)
+async def list_events(api: Api, q: models.EventQuery) -> dict[str, Any]:
+    """What happened, newest first."""
+    pk = (await api.row(q.run)).pk if q.run is not None else None
+    page = await api.reader.events(
+        EventQuery(
+            run=pk,
+            kinds=tuple(q.kind),
+            since=q.since.timestamp() if q.since is not None else None,
+            after=_number(q.cursor) or 0,
+            newest=True,
+            limit=q.limit,
+        )
+    )
+    cursor = str(page.next_cursor) if page.next_cursor is not None else None
+    return {"items": await events_json(api, page.rows), "next_cursor": cursor}
+
+
+@route("GET", "/limits", models.Page[models.LimitInfo])
+async def list_limits(api: Api) -> dict[str, Any]:
+    """Named limits, and which engines have how much of them."""
+    limits, shares = await api.reader.limits()
+    known = {row.name: row for row in limits}
+    for share in shares:
+        known.setdefault(share.limit, None)  # type: ignore[arg-type] # declared in code only
+    items = []
+    for name in sorted(known):
+        row = known[name]
+        own = [share for share in shares if share.limit == name]
+        items.append(
+            {
+                "name": name,
+                "limit": row.limit if row is not None else None,
+                "period": row.period if row is not None else None,
+                "burst": row.burst if row is not None else None,
+                "used": sum(share.units for share in own),
+                "holders": [
+                    {"engine": s.engine, "units": s.units, "waiting": s.wanted} for s in own
+                ],
+            }
+        )
+    return {"items": items, "next_cursor": None}
+
+
+@route("PUT", "/limits/{name}", models.Ok, body=models.SetLimit)
+async def set_limit(api: Api, name: str, body: models.SetLimit) -> dict[str, Any]:
+    """Set a named limit for all engines."""
+    whole = int(body.limit) if float(body.limit).is_integer() else body.limit
+    await api.engine.set_limit(name, whole, body.period, body.burst)
+    return {"ok": True}
+
+
+@route("DELETE", "/limits/{name}", models.Ok)
+async def lift_limit(api: Api, name: str) -> dict[str, Any]:
+    """Lift a named limit."""
+    await api.engine.set_limit(name, None)
+    return {"ok": True}
+
+
+__all__ = ["ROUTES", "Api", "Route", "answer_of", "events_json", "route", "taken"]

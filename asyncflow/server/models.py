@@ -1,0 +1,422 @@
+"""What the REST API takes and gives, as pydantic models: the source of its OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+Limit = Annotated[int, Field(ge=1, le=500)]
+Cursor = Annotated[str, Field(max_length=60, pattern=r"^[0-9.:eE+-]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Given(BaseModel):
+    """Something that comes from outside: what is not known is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(BaseModel, Generic[T]):
+    """Some items, and where to go on; null: these were the last."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+    version: str
+
+
+class Session(Given):
+    token: Annotated[str, Field(max_length=500)]
+
+
+class Role(BaseModel):
+    role: Literal["admin", "read"]
+    version: str
+    #: Whether runs are carried out in the process of this server.
+    embedded: bool
+
+
+class RunFilter(Given):
+    """Which runs; all conditions must hold."""
+
+    state: list[Annotated[str, Field(max_length=40)]] = []
+    flow: Name | None = None
+    tag: list[Name] = []
+    deployment: Name | None = None
+    since: datetime | None = None
+    parent: Annotated[str, Field(max_length=60)] = "roots"
+    text: Annotated[str, Field(max_length=200)] = ""
+
+
+class RunQuery(RunFilter):
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class Run(BaseModel):
+    """A flow run."""
+
+    id: str
+    flow: str
+    name: str
+    state: str
+    state_name: str
+    message: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    #: Seconds; up to now while it runs.
+    duration: float | None
+    tags: list[str]
+    parent_id: str | None
+    attempt: int
+    recoveries: int
+    deployment: str | None
+    scheduled_at: datetime | None
+    cause: str | None
+    origin: str | None
+    version: str | None
+
+
+class Error(BaseModel):
+    type: str
+    message: str
+    traceback: str
+
+
+class Result(BaseModel):
+    """What something gave, as it is stored: a pickle or a large one is not read here."""
+
+    kind: Literal["none", "json", "pickle", "file", "not_stored"]
+    value: Any
+    bytes: int
+
+
+class Story(BaseModel):
+    time: datetime
+    state: str
+    state_name: str
+    message: str
+
+
+class Wait(BaseModel):
+    """Why something is not moving."""
+
+    kind: str
+    text: str
+
+
+class TaskSummary(BaseModel):
+    """All task runs of one task in a run, as one node."""
+
+    task: str
+    counts: dict[str, int]
+    total: int
+    first_started: datetime | None
+    last_ended: datetime | None
+
+
+class RunDetail(Run):
+    parameters: dict[str, Any]
+    result: Result
+    error: Error | None
+    story: list[Story]
+    waits: list[Wait]
+    children: list[Run]
+    tasks: list[TaskSummary]
+    edges: list[tuple[str, str]]
+
+
+class TaskQuery(Given):
+    task: Name | None = None
+    state: list[Annotated[str, Field(max_length=40)]] = []
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class TaskRun(BaseModel):
+    id: str
+    seq: int
+    task: str
+    name: str
+    state: str
+    state_name: str
+    message: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    duration: float | None
+    attempts: int
+    failures: int
+    interruptions: int
+    parent_id: str | None
+    upstream: list[str]
+    tags: list[str]
+    error: Error | None
+
+
+class Attempt(BaseModel):
+    attempt: int
+    started_at: datetime | None
+    ended_at: datetime
+    retry_at: datetime | None
+    error: Error
+
+
+class TaskDetail(TaskRun):
+    attempts_list: list[Attempt]
+    result: Result
+
+
+class TimelineQuery(Given):
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 2000
+
+
+class Timeline(BaseModel):
+    """Spans, compact: seq, index of the task, start and end in ms from `start`, state, attempts."""
+
+    spans: list[tuple[int, int, float, float | None, str, int]]
+    tasks: list[str]
+    start: datetime
+    total: int
+    cut: bool
+
+
+class LogQuery(Given):
+    level: Annotated[int, Field(ge=0, le=100)] = 0
+    text: Annotated[str, Field(max_length=200)] = ""
+    task_run: Annotated[str, Field(max_length=80)] | None = None
+    limit: Limit = 200
+    cursor: Cursor | None = None
+
+
+class LogLine(BaseModel):
+    id: int
+    time: datetime
+    level: int
+    logger: str
+    message: str
+    task_run_id: str | None
+
+
+class Expected(Given):
+    """What the run must be in, or nothing is done."""
+
+    expected_state: Annotated[str, Field(max_length=40)] | None = None
+
+
+class Fork(Given):
+    parameters: dict[str, Any] | None = None
+    from_task: Name | None = None
+
+
+class Rerun(Given):
+    parameters: dict[str, Any] | None = None
+
+
+class Answer(Given):
+    data: Any = None
+
+
+class Bulk(Given):
+    action: Literal["cancel", "resume", "delete"]
+    filter: RunFilter
+    limit: Annotated[int, Field(ge=1, le=500)] = 500
+
+
+class Failed(BaseModel):
+    id: str
+    detail: str
+
+
+class BulkDone(BaseModel):
+    done: int
+    failed: list[Failed]
+
+
+class Done(BaseModel):
+    """What has been done; the run that it was about, or made."""
+
+    run: Run | None
+    detail: str
+
+
+class Bucket(BaseModel):
+    at: datetime
+    counts: dict[str, int]
+
+
+class Late(BaseModel):
+    deployment: str
+    schedule: str
+    late_since: datetime
+
+
+class SummaryQuery(Given):
+    hours: Annotated[int, Field(ge=1, le=720)] = 24
+
+
+class Summary(BaseModel):
+    states: dict[str, int]
+    buckets: list[Bucket]
+    #: How many runs the counts are of; there are more where `cut` is true.
+    counted: int
+    cut: bool
+    failures: list[Run]
+    running: list[Run]
+    attention: list[Run]
+    late: list[Late]
+
+
+class Schedule(BaseModel):
+    name: str
+    schedule: str
+    parameters: dict[str, Any]
+    paused: bool
+    reason: str
+    next_at: list[datetime]
+    late_since: datetime | None
+    start: datetime | None
+    end: datetime | None
+    jitter_seconds: float
+
+
+class Deployment(BaseModel):
+    name: str
+    flow_name: str
+    description: str
+    version: str | None
+    parameters: dict[str, Any]
+    parameter_schema: dict[str, Any]
+    tags: list[str]
+    overlap: str
+    concurrency_limit: int
+    catchup: str
+    catchup_limit: int
+    paused: bool
+    source: str
+    created_at: datetime | None
+    updated_at: datetime | None
+    schedules: list[Schedule]
+    ticks: dict[str, int]
+
+
+class TickQuery(Given):
+    state: list[
+        Literal["run", "queued", "skipped", "missed", "RUN", "QUEUED", "SKIPPED", "MISSED"]
+    ] = []
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class Tick(BaseModel):
+    schedule: str
+    tick: datetime
+    until: datetime
+    count: int
+    state: str
+    reason: str
+    run_id: str | None
+    backfill: int | None
+    decided_at: datetime
+
+
+class RunDeployment(Given):
+    parameters: dict[str, Any] | None = None
+    name: Name | None = None
+    idempotency_key: Name | None = None
+
+
+class PauseDeployment(Given):
+    schedule: Name | None = None
+
+
+class Automation(BaseModel):
+    name: str
+    description: str
+    enabled: bool
+    tags: list[str]
+    trigger: dict[str, Any]
+    actions: list[dict[str, Any]]
+    source: str
+    fired: int
+    fired_at: datetime | None
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class DeliveryQuery(Given):
+    automation: Name | None = None
+    run: Annotated[str, Field(max_length=60)] | None = None
+    state: list[Literal["pending", "sending", "delivered", "failed", "suppressed"]] = []
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class Delivery(BaseModel):
+    id: int
+    automation: str
+    action: int
+    kind: str
+    channel: str
+    key: str
+    run_id: str | None
+    event_id: int
+    state: str
+    attempts: int
+    error: str
+    reply: str
+    created_at: datetime | None
+    next_at: datetime | None
+    ended_at: datetime | None
+
+
+class EventQuery(Given):
+    kind: list[Annotated[str, Field(max_length=200)]] = []
+    run: Annotated[str, Field(max_length=60)] | None = None
+    since: datetime | None = None
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class Event(BaseModel):
+    id: int
+    kind: str
+    time: datetime
+    run_id: str
+    task_run_id: str | None
+    state: str | None
+    name: str
+    message: str
+    payload: Any
+
+
+class Holder(BaseModel):
+    engine: int
+    units: float
+    waiting: float
+
+
+class LimitInfo(BaseModel):
+    name: str
+    limit: float | None
+    period: float | None
+    burst: int | None
+    used: float
+    holders: list[Holder]
+
+
+class SetLimit(Given):
+    limit: Annotated[float, Field(ge=0, le=1e9)]
+    period: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
+class Ok(BaseModel):
+    ok: Literal[True] = True
