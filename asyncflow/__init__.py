@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import RunInterrupted as RunInterrupted
     from asyncflow.errors import RunNotResumable as RunNotResumable
     from asyncflow.errors import RunTaken as RunTaken
+    from asyncflow.errors import Skipped as Skipped
     from asyncflow.errors import StoreClosed as StoreClosed
     from asyncflow.errors import StoreError as StoreError
     from asyncflow.errors import TaskCancelled as TaskCancelled
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from asyncflow.notifications.channels import Channel as Channel
     from asyncflow.notifications.webhook import verify_webhook as verify_webhook
     from asyncflow.planned import emit_event as emit_event
+    from asyncflow.policy import fallback as fallback
     from asyncflow.resources import resource as resource
     from asyncflow.retry import exponential_backoff as exponential_backoff
     from asyncflow.runtime import tags as tags
@@ -153,7 +155,7 @@ _HOMES = {
         "MappingLengthMismatch", "MissingExtra", "NoEngine", "NotReady", "NotSerializable",
         "PauseTimeout", "QueueTimeout", "RecordedFailure", "ResultNotStored", "ResultUnreadable",
         "RetryAfter", "RollbackIncomplete", "RunCancelled", "RunCrashed", "RunExists", "RunFailed",
-        "RunInterrupted", "RunNotResumable", "RunTaken", "StoreClosed", "StoreError",
+        "RunInterrupted", "RunNotResumable", "RunTaken", "Skipped", "StoreClosed", "StoreError",
         "TaskCancelled", "TaskTimeout", "TemplateError", "UnknownAutomation", "UnknownChannel",
         "UnknownDeployment", "UnknownFlow", "UnknownRun", "UnknownTask", "Unresponsive",
         "UpstreamFailed", "WorkerLost",
@@ -164,6 +166,7 @@ _HOMES = {
     "asyncflow.notifications.channels": ("Channel",),
     "asyncflow.notifications.webhook": ("verify_webhook",),
     "asyncflow.planned": ("emit_event",),
+    "asyncflow.policy": ("fallback",),
     "asyncflow.resources": ("resource",),
     "asyncflow.retry": ("exponential_backoff",),
     "asyncflow.runtime": ("tags",),

@@ -188,7 +188,7 @@ class DurationTrigger(_Trigger):
         )
 
 
-_FINAL_NAMES = ("Cached", "Skipped", "TimedOut", "UpstreamFailed")
+_FINAL_NAMES = ("Cached", "Edited", "Fallback", "Skipped", "TimedOut", "UpstreamFailed")
 
 
 @dataclass(frozen=True)

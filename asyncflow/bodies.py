@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncflow import rows
 from asyncflow.drive import drive
-from asyncflow.errors import InvalidDefinition, TaskCancelled
+from asyncflow.errors import InvalidDefinition, Skipped, TaskCancelled
 from asyncflow.journal import as_store_error
 from asyncflow.run import Call
 from asyncflow.states import State, StateType
@@ -99,6 +99,8 @@ class WriterBody:
         if spec.options.log_prints:
             function = engine.with_prints(function, False)
         value = self._context.run(function)
+        if isinstance(value, Skipped):
+            raise value  # what it has written is taken back
         if isinstance(value, State):
             if not value.is_completed():
                 raise value.result(raise_on_failure=False)

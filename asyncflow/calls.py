@@ -21,8 +21,8 @@ from asyncflow.context import TAGS, TRANSACTION
 from asyncflow.errors import AsyncflowError, NotSerializable
 from asyncflow.limits import Slots
 from asyncflow.naming import class_name
-from asyncflow.run import MISSING, Batch, Call, Item, Run
-from asyncflow.states import StateType
+from asyncflow.run import MISSING, Aside, Batch, Call, Item, Run
+from asyncflow.states import AWAITING_FALLBACK, FALLBACK, StateType
 from asyncflow.store.base import ResultKind, RunRow, TaskRow
 
 if TYPE_CHECKING:
@@ -317,6 +317,8 @@ class Calls:
         return call
 
     def _upstreams(self, call: Call, wait_for: Any) -> list[Call]:
+        # A teardown is made whatever becomes of its upstreams, and looks at no failure.
+        teardown = call.options.teardown
         found: list[tuple[Call, bool]] = []
         changes = False
         if call.args and not nested.PLAIN.issuperset(map(type, call.args)):
@@ -324,7 +326,7 @@ class Calls:
         if call.kwargs:
             changes = nested.find(call.kwargs.values(), found) or changes
         if wait_for is not None:
-            nested.find((wait_for,), found)
+            nested.find((nested.Allowed(wait_for) if teardown else wait_for,), found)
         if not found:
             if changes:
                 call.upstream = (0,)
@@ -332,9 +334,10 @@ class Calls:
         upstream = {id(other): other for other, _ in found}
         must = {id(other) for other, allowed in found if not allowed}
         call.allow = frozenset(upstream.keys() - must)
-        for other in upstream.values():
-            other.seen = True
-            other.run.unseen.pop(other.seq, None)
+        if not teardown:
+            for other in upstream.values():
+                other.seen = True
+                other.run.unseen.pop(other.seq, None)
         call.upstream = tuple(
             [o.seq for o in upstream.values() if o.run is call.run and not o.unrecorded]
         ) or (0,)
@@ -448,7 +451,9 @@ class Calls:
                 self._found(batch, index, call.seq)
                 if call.identity != identity:
                     batch.odd = {**(batch.odd or {}), index: call.identity}
-        if call.retry_at is not None and call.phase is S.PENDING:
+        if call.aside is not None:
+            self.machine.aside_again(call)
+        elif call.retry_at is not None and call.phase is S.PENDING:
             self.machine.wait_again(call, self.mono_of(call.retry_at))
         return call
 
@@ -518,6 +523,8 @@ class Calls:
             row = tasks.get(identity)
             if row is None or row.state != _COMPLETED or mark in run.seen_hashes:
                 break
+            if row.state_name is not None:
+                break  # that it was skipped matters to what depends on it
             try:
                 value = rows.value_of(row.result_kind, row.result, load, spec.name)
             except AsyncflowError:
@@ -556,6 +563,12 @@ class Calls:
         call.seq = row.seq
         call.identity = row.identity
         state = S(row.state)
+        if self._stays_aside(call, row, state, history):
+            self._carry(call, row)
+            call.aside = Aside(state is S.PAUSED, told=True)
+            call.error = failures.rebuild(row.error or b"null")
+            failures.blame(call.error, call)
+            return
         if state is S.COMPLETED:
             if row.result_kind == ResultKind.NOT_STORED:
                 return
@@ -589,6 +602,21 @@ class Calls:
             if not history.fresh:
                 call.failures = row.failures
                 call.retry_at = row.retry_at
+
+    @staticmethod
+    def _stays_aside(call: Call, row: TaskRow, state: StateType, history: History) -> bool:
+        """Whether its own code has failed for good, and something else is to be done."""
+        if state is S.COMPLETED and row.state_name == FALLBACK:
+            # Its fallback is asked again where its result is only there, or has to be known
+            # to a transaction.
+            other = getattr(call.options.failure_policy, "task", None)
+            if other is None:
+                return False
+            return row.result_kind == ResultKind.NOT_STORED or bool(other.spec.steps)
+        if history.fresh:
+            return False
+        waits = state is S.SCHEDULED and row.state_name == AWAITING_FALLBACK
+        return waits or state is S.PAUSED
 
     @staticmethod
     def _carry(call: Call, row: TaskRow) -> None:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asyncflow import codec, edits, rows
+from asyncflow.asides import Asides
 from asyncflow.bodies import Bodies
 from asyncflow.calls import Calls, Inputs
 from asyncflow.clock import Clock, SteadyClock, WallClock, since_boot
@@ -47,7 +48,7 @@ from asyncflow.errors import (
 from asyncflow.executor import Executor
 from asyncflow.failures import told
 from asyncflow.flights import Flights
-from asyncflow.flowrun import Flows, run_state
+from asyncflow.flowrun import GOES_ON, Flows, run_state
 from asyncflow.future import TaskFuture
 from asyncflow.journal import Journal, as_store_error
 from asyncflow.limits import Limit, Slots
@@ -64,7 +65,7 @@ from asyncflow.run import MISSING, Batch, Call, Hold, Run
 from asyncflow.runner.threads import Threads
 from asyncflow.sharing import Sharing
 from asyncflow.spec import is_shielded
-from asyncflow.states import Failed, State, StateType, Unread, types_and_names
+from asyncflow.states import SKIPPED, Failed, State, StateType, Unread, types_and_names
 from asyncflow.store.base import (
     ALL,
     IMPORTED,
@@ -382,6 +383,7 @@ class Engine(Plans):
         self.calls.named = self.named.get
         self.executor.calls = self.calls
         self.executor.cache = Flights(self)
+        self.executor.asides = self.asides = Asides(self)
         self.flows = Flows(self)
         self.waiting = Waiting(self, self._suspend_after)
         self._resources = Opened(self.loop)
@@ -620,11 +622,11 @@ class Engine(Plans):
         priority: float | None,
     ) -> TaskFuture[Any]:
         """A call in the background."""
-        self._check_run(run, parent)
+        self._check_run(run, parent, spec)
         call, upstream = self.calls.make(
             run, spec, args, kwargs, parent, key=key, wait_for=wait_for, priority=priority
         )
-        self._submit(call, upstream)
+        self.submit_made(call, upstream)
         self.executor.pump()
         assert isinstance(call, TaskFuture)
         return call
@@ -639,21 +641,24 @@ class Engine(Plans):
         priority: float | None,
     ) -> list[TaskFuture[Any]]:
         """Several calls that depend on futures."""
-        self._check_run(run, parent)
+        self._check_run(run, parent, spec)
         futures: list[TaskFuture[Any]] = []
         for args, kwargs in items:
             call, upstream = self.calls.make(
                 run, spec, args, kwargs, parent, wait_for=wait_for, priority=priority
             )
-            self._submit(call, upstream)
+            self.submit_made(call, upstream)
             assert isinstance(call, TaskFuture)
             futures.append(call)
         self.executor.pump()
         return futures
 
-    def _submit(self, call: Call, upstream: list[Call]) -> None:
+    def submit_made(self, call: Call, upstream: list[Call]) -> None:
+        """Have a new call carried out; `Executor.pump` must follow."""
         if call.phase.is_final:
             self.machine.submit_answered(call)
+        elif call.aside is not None:
+            self.machine.resubmit_aside(call)
         elif call.retry_at is not None:
             self.machine.resubmit(call, self.calls.mono_of(call.retry_at))
         else:
@@ -669,7 +674,7 @@ class Engine(Plans):
         upstream: tuple[int, ...],
     ) -> Batch:
         """A map over plain inputs."""
-        self._check_run(run, parent)
+        self._check_run(run, parent, spec)
         batch = self.calls.make_batch(run, spec, inputs, parent, priority, upstream)
         if batch.size:
             self.machine.submit_batch(batch)
@@ -685,7 +690,7 @@ class Engine(Plans):
     ) -> None:
         """Something stands for calls that *then* makes as soon as its *sources* are there."""
         run = promised.run
-        self._check_run(run, parent)
+        self._check_run(run, parent, promised.spec)
         if self.calls.resumable:
             promised.identity = self.calls.identity(
                 run, promised.spec, parent, promised.args, promised.kwargs, None
@@ -706,21 +711,24 @@ class Engine(Plans):
             source.run.unseen.pop(source.seq, None)
             self.executor.add_waiter(source, ready)
 
-    def _check_run(self, run: Run, parent: Call | None) -> None:
+    def _check_run(self, run: Run, parent: Call | None, spec: Any) -> None:
         if self._broken is not None:
             raise as_store_error(self._broken)
-        if run.stop is not None and (run.stop == "interrupt" or not is_shielded(parent)):
+        spared = run.stop != "interrupt" and (spec.shielded or is_shielded(parent))
+        if run.stop is not None and not spared:
             raise TaskCancelled(f"{run.display} is being stopped and takes on nothing more")
         if run.id not in self.live:
             raise TaskCancelled(f"{run.display} has ended and takes on nothing more")
 
     async def direct(self, call: Call, upstream: list[Call], return_state: bool) -> Any:
         """A call that is made in the task of its caller."""
-        self._check_run(call.run, call)
+        self._check_run(call.run, call.parent, call.spec)
         call.seen = True
         if call.phase.is_final:
             self.machine.submit_answered(call)
             self.executor.drain()
+        elif call.options.teardown:
+            await self._tear_down(call, upstream)
         elif call.parent is not None and call.parent.limits:
             await self.executor.lend_while(call.parent, self.executor.direct(call, upstream))
         else:
@@ -730,6 +738,33 @@ class Engine(Plans):
             raise as_store_error(self._broken)
         assert isinstance(call, TaskFuture)
         return call.state if return_state else call._get()
+
+    async def _tear_down(self, call: Call, upstream: list[Call]) -> None:
+        """A teardown that its caller awaits: neither is stopped before it has ended.
+
+        Raises:
+            CancelledError: the caller was told to stop meanwhile.
+        """
+        parent, executor = call.parent, self.executor
+        unit: Any = parent if parent is not None else call.run
+        self.submit_made(call, upstream)
+        executor.pump()
+        unit.rolling += 1
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            while not call.settled:
+                waiting = executor.wait(call)
+                try:
+                    if parent is not None and parent.limits:
+                        await executor.lend_while(parent, waiting)
+                    else:
+                        await waiting
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        finally:
+            unit.rolling -= 1
+        if cancelled is not None:
+            raise cancelled
 
     def direct_in_thread(
         self,
@@ -745,7 +780,7 @@ class Engine(Plans):
         work: SimpleQueue[Any] = SimpleQueue()
 
         async def make() -> Any:
-            self._check_run(run, parent)
+            self._check_run(run, parent, spec)
             call, upstream = self.calls.make(run, spec, args, kwargs, parent)
             if not isinstance(spec.options.runner, str) or spec.options.runner != "thread":
                 call.direct_thread = None
@@ -844,6 +879,8 @@ class Engine(Plans):
             for run in list(self.live.values()):
                 if run.pk == pk and kind == "cancel":
                     self._cancel_live(run)
+                elif run.pk == pk and kind == "resume":
+                    self.asides.retry(run)
         if self.live:
             self.look_out()
 
@@ -981,8 +1018,14 @@ class Engine(Plans):
         if live is not None:
             if any(wait.kind == "pause" for wait in self.waiting.of(run_id)):
                 await self.answer(run_id)
+            if self.asides.retry(live):
+                await self.journal.durable()
             return FlowRun(self, live)
         row = await self._row(run_id)
+        if row.state_name == "NeedsAttention" and self._owned(row):
+            row = await self._retry_elsewhere(row)
+            if row.state_name != "NeedsAttention":
+                return FlowRun(self, None, row)
         if row.state == S.PAUSED and row.state_name == "Paused":
             await self.answer(run_id)
             if self._owned(row):
@@ -999,7 +1042,35 @@ class Engine(Plans):
         fresh = state in (S.FAILED, S.CANCELLED, S.CRASHED)
         if cause is not None:
             row = row._replace(cause=cause)
-        return await self._reopen(row, fresh=fresh, parameters=parameters, any_version=any_version)
+        return await self._reopen(
+            row, fresh=fresh, retry=True, parameters=parameters, any_version=any_version
+        )
+
+    async def _retry_elsewhere(self, row: RunRow) -> RunRow:
+        """Ask the process that owns a run to try again what waits for a person there."""
+        now = self.clock.time()
+        await self.writer.do(lambda: self.store.request(row.pk, "resume", now))
+        while row.state_name == "NeedsAttention" and self._owned(row):
+            await asyncio.sleep(POLL)
+            row = await self._row(row.id)
+        return row
+
+    async def _retry_stored(self, root: RunRow) -> None:
+        """What waits for a person in a run that nobody runs, or below it, begins anew."""
+
+        def write() -> None:
+            open_ = [(root.pk, root.epoch)]
+            for pk, epoch in open_:
+                open_ += [(child.pk, child.epoch) for child in self.store.children(pk)]
+                paused = [
+                    row._replace(state=S.PENDING.value, message="", failures=0, error=None)
+                    for row in self.store.calls(pk)
+                    if row.state == S.PAUSED
+                ]
+                if paused:
+                    self.store.write(Writes(tasks=paused, fences={pk: epoch}))
+
+        await self.writer.do(write)
 
     async def recover(self) -> list[FlowRun[Any]]:
         """Take over the runs that dead engines left, and paused ones that nobody owns.
@@ -1104,6 +1175,7 @@ class Engine(Plans):
         *,
         fresh: bool,
         crashed: bool = False,
+        retry: bool = False,
         parameters: dict[str, Any] | None = None,
         any_version: bool = False,
     ) -> FlowRun[Any]:
@@ -1119,6 +1191,8 @@ class Engine(Plans):
         if claimed is None:
             raise RunTaken(f"the run {row.id} was taken by another process just now")
         try:
+            if retry:
+                await self._retry_stored(claimed)
             if has_changed(row.flow_ref, flow):
                 self.report(
                     f"the code of flow {flow.name!r} has changed since the run {row.id} began:"
@@ -1595,8 +1669,9 @@ class Engine(Plans):
         return await self.writer.do(lambda: self.store.delete_run(row.pk))
 
     def cancel_child(self, run: Run, message: str) -> None:
-        """A child run's call was cancelled."""
-        self.flows.stop(run, "cancel", message)
+        """A child run's call was cancelled; perhaps only to go on later."""
+        why = run.parent.stop if run.parent is not None else None
+        self.flows.stop(run, why if why in GOES_ON else "cancel", message)
 
     async def wait(self, run_id: str, poll: float = 0.2) -> State[Any]:
         """Wait for a run, of this engine or another; its last state."""
@@ -1955,8 +2030,19 @@ class Engine(Plans):
     async def _task_hooks(self, spec: Any, call: Call, state: State[Any]) -> None:
         if self._broken is not None:
             return  # it has not ended: there is no record of it
+        phase = call.phase
+        if phase is S.COMPLETED and call.phase_name == SKIPPED and call.error is not None:
+            # It has failed, whatever its policy makes of that.
+            phase = S.FAILED
+            state = State(phase, "", call.message, state.timestamp, call.attempt, None, call.error)
+        if phase is S.FAILED and call.aside is not None and call.aside.told:
+            return  # they were told before its fallback was called
+        await self.hooks_at(phase, call, state)
+
+    async def hooks_at(self, phase: StateType, call: Call, state: State[Any]) -> None:
+        """Call the hooks of a task for one type of state."""
         await self._call_hooks(
-            call.options.hooks.at(call.phase), spec.task, TaskRun.of_call(call), state
+            call.options.hooks.at(phase), call.spec.task, TaskRun.of_call(call), state
         )
 
     async def run_hooks(self, owner: Any, item: Call | Run) -> None:
@@ -2059,6 +2145,14 @@ class Engine(Plans):
     def report(self, text: str) -> None:
         """Say something to whoever operates this process."""
         _log.warning("%s", text)
+
+    def tell(self, run: Run, text: str, call: Call | None = None) -> None:
+        """Say it, and keep it among the log lines of a run, or of one of its calls."""
+        text = self.masker.text(text)
+        self.report(f"{run.display}: {text}")
+        seq = call.seq if call is not None else None
+        line = LogRow(run.pk, seq, self.clock.time(), logging.WARNING, "asyncflow", text)
+        self.journal.logs([line])
 
     def not_stored(self, call: Call, error: Exception) -> None:
         key = (call.spec.name, type(call.value).__qualname__)

@@ -125,6 +125,20 @@ class UpstreamFailed(AsyncflowError):
     """
 
 
+class Skipped(AsyncflowError):
+    """There is nothing to do: raise or return it in a task or flow, which then ends so.
+
+    Its result is None, and what depends on it is skipped, too.
+
+    Args:
+        message: why, for people.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+
 class RollbackIncomplete(AsyncflowError, ExceptionGroup[Exception]):
     """A transaction was left by an exception, its `__cause__`, and could not be undone entirely.
 

@@ -20,6 +20,7 @@ from asyncflow.context import CURRENT
 from asyncflow.errors import (
     InvalidParameters,
     QueueTimeout,
+    Skipped,
     TaskCancelled,
     TaskTimeout,
     Unresponsive,
@@ -29,7 +30,7 @@ from asyncflow.failures import blame, dump, is_rolled_back, note_attempts, told
 from asyncflow.limits import RETAKE
 from asyncflow.machine import Machine
 from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
-from asyncflow.states import State, StateType
+from asyncflow.states import SKIPPED, State, StateType
 from asyncflow.store.base import AttemptRow
 from asyncflow.writer import uncancelled
 
@@ -54,6 +55,9 @@ ORDERLY = 0.005
 MOST_LOSSES = 3
 #: Calls that have run so long (seconds) are recorded as running.
 NOTICE = 0.2
+
+#: States of a call whose code has just returned, unless that decided what becomes of it.
+_UNDER_WAY = (S.RUNNING, S.CANCELLING)
 
 #: Types that a result can have without being a state or future, checked first.
 _PLAIN = frozenset({type(None), int, str, float, bool, bytes, dict})
@@ -92,6 +96,14 @@ class Cache(Protocol):
 
     def landed(self, calls: list[Call]) -> None:
         """These calls, which had keys, have settled."""
+        ...
+
+
+class Asides(Protocol):
+    """What is asked of whoever sees to calls whose own code has failed for good."""
+
+    def begin(self, call: Call) -> None:
+        """Its failure is on record: make its fallback, or let its run wait for a person."""
         ...
 
 
@@ -143,6 +155,7 @@ class Executor:
         self.bodies: Bodies | None = None
         self.calls: ItemCalls | None = None
         self.cache: Cache | None = None
+        self.asides: Asides | None = None
         self.hungry: Callable[[set[Any]], None] | None = None
         self.steady: Clock = clock  # by which deadlines are judged
         self.hooks: Callable[[Any, Any, State[Any]], Awaitable[None]] | None = None
@@ -179,7 +192,7 @@ class Executor:
                 ):
                     # Perhaps its code never waits: one worker is enough until it does.
                     break
-            if machine.hungry:
+            if machine.hungry or machine.ended:
                 self.drain()
         finally:
             self._pumping = False
@@ -246,6 +259,10 @@ class Executor:
                     machine.settle(call)
             elif call.settled:
                 continue
+            elif call.aside is not None and not call.phase.is_final:
+                if self.asides is not None:
+                    # Not from within `pump`, which would not start what this makes.
+                    self.loop.call_soon(self.asides.begin, call)
             elif call.phase is _SCHEDULED:
                 if call.retry_at is not None:
                     wait = call.retry_at - self.steady.time()
@@ -409,7 +426,7 @@ class Executor:
                         yield from self._ended_badly(call, None)
                         value = None
                     call.stop = None
-                    if call.phase.is_final or call.phase is _SCHEDULED:
+                    if call.phase not in _UNDER_WAY:
                         pass
                     elif value.__class__ in _PLAIN:
                         machine.complete(call, value, time())
@@ -584,6 +601,9 @@ class Executor:
         if isinstance(value, State):
             yield from self._ended_as(call, value)
             return
+        if isinstance(value, Skipped):
+            self._skip(call, value)
+            return
         resolve = call.spec.resolve_result
         if resolve is not None and call.spec.returns_futures(value):
             try:
@@ -598,6 +618,8 @@ class Executor:
         """Code returned the state that it wants to end in."""
         now = self.clock.time()
         match state.type:
+            case S.COMPLETED if state.name == SKIPPED:
+                self._skip(call, Skipped(state.message))
             case S.COMPLETED:
                 name = None if state.name == "Completed" else state.name
                 self.machine.complete(call, state.data, now, name)
@@ -613,6 +635,10 @@ class Executor:
                 text = f"{call.display} returned the state {state.name}, which ends nothing:"
                 text += " return Completed, Failed or Cancelled"
                 yield from self._failed(call, InvalidParameters(text), None, text)
+
+    def _skip(self, call: Call, skipped: Skipped) -> None:
+        """Its own code says that there is nothing to do."""
+        self.machine.skip(call, self.clock.time(), skipped.message or "its code had nothing to do")
 
     def _ended_badly(self, call: Call, error: BaseException | None) -> Generator[Any, Any, None]:
         """Code raised *error*, or returned too late (None): decide what that means."""
@@ -651,6 +677,8 @@ class Executor:
                 text = "cancelled by the host of the flow"
             stopped = TaskCancelled(f"{call.display} was cancelled: {text}")
             machine.stopped(call, stopped, now, text, _undone(call))
+        elif isinstance(error, Skipped):
+            self._skip(call, error)
         else:
             yield from self._failed(call, error, None, "")
         if isinstance(error, asyncio.CancelledError) and _host_cancels():
@@ -694,11 +722,23 @@ class Executor:
     def _fail(
         self, call: Call, error: BaseException, now: float, name: str | None, text: str
     ) -> None:
-        """The call has failed for good; its exception says whose it is (see `failures.blame`)."""
+        """The call has failed for good; its exception says whose it is (see `failures.blame`).
+
+        Unless its policy makes something else of it.
+        """
         blame(error, call)
+        policy = call.options.failure_policy
+        if policy == "skip":
+            self.machine.skip(call, now, f"passed over: {text}", error)
+            return
+        if policy is not None and policy != "continue" and not call.run.ending:
+            self.machine.set_aside(call, error, policy == "pause", text)
+            return
         if name is None and is_rolled_back(error, call.run.pk, call.seq):
             name = "RolledBack"
         self.machine.fail(call, error, now, name, text)
+        if call.options.teardown:
+            call.run.engine.tell(call.run, f"the teardown {call.display} failed: {text}", call)
 
     def _may_retry(self, call: Call, error: BaseException) -> Generator[Any, Any, float | str]:
         """Seconds until another attempt; a string, perhaps empty, says why there is none."""
@@ -752,7 +792,11 @@ class Executor:
         """Make the whole call here, in the task of the caller; returns when it is settled."""
         call.seen = True
         machine = self.machine
-        ready = machine.submit(call, upstream, call.created, at_once=True)
+        ready = False
+        if call.aside is not None:
+            machine.resubmit_aside(call)
+        else:
+            ready = machine.submit(call, upstream, call.created, at_once=True)
         if not ready:
             call.direct = self.loop.create_future()
             self.pump()
@@ -767,7 +811,7 @@ class Executor:
                 # The host was cancelled: what became of the call is recorded all the same.
                 self.pump()
                 raise
-            if call.phase is not _SCHEDULED:
+            if call.phase is not _SCHEDULED and call.phase is not S.PAUSED:
                 break
             ready = False
             call.direct = self.loop.create_future()
@@ -804,7 +848,7 @@ class Executor:
 
     def end_early(self, call: Call, value: Any, error: BaseException | None, message: str) -> None:
         """A call that has not begun ends: with a value from the cache, or with an error."""
-        if call.phase not in (_PENDING, _SCHEDULED):
+        if call.phase not in (_PENDING, _SCHEDULED) or call.aside is not None:
             return
         now = self.clock.time()
         call.retry_at = None
@@ -813,7 +857,12 @@ class Executor:
             self.machine.complete(call, value, now, "Cached")
         else:
             self._fail(call, error, now, None, message)
-        self._wake(call.direct)
+        self.wake_ended(call)
+
+    def wake_ended(self, call: Call) -> None:
+        """Have whoever makes a call himself go on, if it has ended before its turn came."""
+        if call.phase.is_final:
+            self._wake(call.direct)
 
     def add_waiter(self, item: Call | Batch, waiter: Any) -> None:
         """Have *waiter* (a future, or a function of the item) told when the item settles.
@@ -898,6 +947,28 @@ class Executor:
             hold.live = False
             self.machine.release(hold.limits)
             self.pump()
+
+    # --- teardowns ------------------------------------------------------------------------------
+
+    def hurry(self, run: Run) -> None:
+        """A run is being stopped: from now on its teardowns have only so much time."""
+        for call in run.calls:
+            if call.options.teardown and not call.waiting:
+                self._bound_teardown(call)
+
+    def _bound_teardown(self, call: Call) -> None:
+        """Its attempts within their own timeout, and all its waits within the grace."""
+        options = call.options
+        seconds = self.grace if options.grace is None else options.grace
+        if options.timeout is not None:
+            seconds += options.timeout * (options.retry.retries + 1)
+        self.loop.call_later(seconds, self._teardown_over, call, seconds)
+
+    def _teardown_over(self, call: Call, seconds: float) -> None:
+        if not call.phase.is_final and call.phase is not S.CANCELLING:
+            text = f"the teardown {call.display} did not end within {seconds:g} s"
+            call.run.engine.tell(call.run, text, call)
+            self.cancel(call, text)
 
     # --- stopping -------------------------------------------------------------------------------
 
@@ -1007,6 +1078,8 @@ class Executor:
 
     def _bound_total(self, call: Call) -> None:
         options = call.options
+        if options.teardown and call.run.ending:
+            self._bound_teardown(call)
         if options.total_timeout is not None and call.deadline is None:
             call.deadline = self.steady.time() + options.total_timeout
         if call.deadline is not None and call.timer is None:
@@ -1014,22 +1087,22 @@ class Executor:
             call.timer = self.loop.call_later(wait, self._total_over, call)
 
     def _total_over(self, call: Call) -> None:
-        if call.phase.is_final:
+        if call.phase.is_final or call.aside is not None:
             return
         if call in self.running:
             self.stop(call, "total")
             return
         text = f"{call.display} exceeded its total timeout of {call.options.total_timeout:g} s"
         self._fail(call, TaskTimeout(text), self.clock.time(), "TimedOut", text)
-        self._wake(call.direct)
+        self.wake_ended(call)
         self.pump()
 
     def _queue_over(self, call: Call, attempt: int) -> None:
-        if call.phase.is_final or call.attempt != attempt or call.holding:
+        if call.phase.is_final or call.attempt != attempt or call.holding or call.aside:
             return
         text = f"{call.display} got no slot within {call.options.queue_timeout:g} s"
         self._fail(call, QueueTimeout(text), self.clock.time(), "TimedOut", text)
-        self._wake(call.direct)
+        self.wake_ended(call)
         self.pump()
 
     def _arm_tick(self) -> None:

@@ -237,7 +237,7 @@ class Flights:
             if flight is None or flight.leader is not call:
                 continue
             del self._flights[key]
-            if call.phase is S.COMPLETED:
+            if call.own:
                 for waiter in flight.waiters:
                     text = f"the result of {call.display} in run {call.run.id}, which it waited for"
                     self._engine.executor.end_early(waiter, call.value, None, text)
@@ -259,7 +259,7 @@ class Flights:
 
     def _store(self, call: Call) -> None:
         """Store a result whose call leaves no record of its own."""
-        if call.phase is S.COMPLETED:
+        if call.own:
             kind, data = rows.result_of(call, call.value, self._engine.not_stored)
             row = rows.cache_row(call, kind, data)
             if row is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from asyncflow.errors import (
     NotSerializable,
     RunCancelled,
     RunInterrupted,
+    Skipped,
     StoreError,
     Unresponsive,
     UpstreamFailed,
@@ -38,8 +38,8 @@ from asyncflow.registry import reference
 from asyncflow.resources import Opened
 from asyncflow.run import MISSING, Call, Item, Run
 from asyncflow.spec import Spec, flat, is_shielded, make_name
-from asyncflow.states import State, StateType
-from asyncflow.store.base import LogRow, ResultKind, RunRow, StateRow, TaskRow
+from asyncflow.states import SKIPPED, State, StateType
+from asyncflow.store.base import ResultKind, RunRow, StateRow, TaskRow
 from asyncflow.undone import Doom
 from asyncflow.undone import read as read_past
 from asyncflow.writer import uncancelled
@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     from asyncflow.waiting import Wait
 
 S = StateType
+
+#: Why a run is stopped that goes on later: what undoes it must not run.
+GOES_ON = ("interrupt", "storage")
+
+#: The name of the state of a run in which a call waits for a person.
+_TROUBLE = "NeedsAttention"
 
 #: Seconds between two times that a stubborn flow body is told to stop.
 REMIND = 0.05
@@ -78,6 +84,7 @@ class Extra:
     waits_for: bytes | None = None
     transactions: int = 0  # that are open in its body
     doomed: dict[int, Doom] = field(default_factory=dict)  # by the numbers of their calls
+    troubled: dict[Call, str] = field(default_factory=dict)  # calls that wait for a person
     origin: str | None = None
     deployment: str | None = None
     scheduled_at: float | None = None
@@ -342,7 +349,8 @@ class Flows:
             run = await self._reopen_child(call, row, flow, parent)
         if run is None:
             run, _ = await self.create(flow, call.args, call.kwargs, parent=call)
-        return await self.carry_out(run, context)
+        value = await self.carry_out(run, context)
+        return Skipped(run.message) if run.phase_name == SKIPPED else value
 
     async def _answered(self, call: Call, row: RunRow, parent: Run) -> tuple[Any] | None:
         """The stored end of a child run, unless it has to run again."""
@@ -351,7 +359,7 @@ class Flows:
             what, load = f"the run {row.id}", self._engine.store.load_file
             value = rows.value_of(row.result_kind, row.result, load, what)
             call.seq = row.parent_seq or call.seq
-            return (value,)
+            return (Skipped(row.message) if row.state_name == SKIPPED else value,)
         if state is S.FAILED and row.parent_seq not in parent.history.again:
             raise failures.rebuild(row.error or b"null")
         return None
@@ -445,9 +453,35 @@ class Flows:
 
     def unpause(self, run: Run) -> None:
         """Its body goes on."""
-        if run.phase is S.PAUSED:
+        if run.phase is S.PAUSED and run.phase_name != _TROUBLE:
             run.extra.wake_at = run.extra.waits_for = None
             self._engine.move_run(run, S.RUNNING, None, "")
+            self._show_trouble(run)
+
+    def trouble(self, run: Run, call: Call, text: str) -> None:
+        """A call of the run waits for a person: so does the run, and what called it."""
+        above: Run | None = run
+        while above is not None:
+            above.extra.troubled[call] = text
+            self._show_trouble(above)
+            call = above.call or call
+            above = above.parent
+
+    def _show_trouble(self, run: Run) -> None:
+        if run.extra.troubled and run.phase is S.RUNNING:
+            text = next(iter(run.extra.troubled.values()))
+            self._engine.move_run(run, S.PAUSED, _TROUBLE, text[:500], owned=True)
+
+    def relieve(self, run: Run, call: Call) -> None:
+        """A call of the run does not wait for a person any more."""
+        above: Run | None = run
+        while above is not None:
+            if above.extra.troubled.pop(call, None) is None or above.extra.troubled:
+                return
+            if above.phase is S.PAUSED and above.phase_name == _TROUBLE and above.stop is None:
+                self._engine.move_run(above, S.RUNNING, None, "")
+            call = above.call or call
+            above = above.parent
 
     async def _sleep(self, run: Run) -> asyncio.CancelledError | None:
         """Keep almost nothing of the run until its wait is over; then read it again.
@@ -535,10 +569,13 @@ class Flows:
         function: Callable[[], Any] = partial(flow.fn, *extra.args, **kwargs)
         if flow.options.log_prints:
             function = self._engine.with_prints(function, flow.is_async)
-        if flow.is_async:
-            value = await function()
-        else:
-            value = await self._in_thread(run, function)
+        try:
+            if flow.is_async:
+                value = await function()
+            else:
+                value = await self._in_thread(run, function)
+        except Skipped as skipped:
+            value = skipped
         if Spec.returns_futures(value):
             value = await resolve(value)
         while run.live:
@@ -572,7 +609,8 @@ class Flows:
         except asyncio.CancelledError:
             # The thread goes on until its next wait, which fails because its calls are
             # cancelled. Wait for it: a flow does not end before its code has.
-            self._cancel_calls(run, f"{run.display} is being stopped")
+            spare = run.stop not in GOES_ON
+            self._cancel_calls(run, f"{run.display} is being stopped", spare)
             await asyncio.shield(waiter)
             raise
 
@@ -580,11 +618,15 @@ class Flows:
     def _returned(run: Run) -> BaseException | None:
         """What a returned State means: its error, if it is no success."""
         value = run.value
+        if isinstance(value, Skipped):
+            value = State(S.COMPLETED, SKIPPED, value.message)
         if not isinstance(value, State):
             return None
         if value.type is S.COMPLETED:
             run.value = value.data
             run.message = value.message
+            if value.name == SKIPPED:
+                run.value, run.message = None, value.message or "its code had nothing to do"
             run.phase_name = None if value.name == "Completed" else value.name
             return None
         if value.type is S.CANCELLED:
@@ -636,7 +678,10 @@ class Flows:
             return
         grace = run.options.grace if run.options.grace is not None else engine.grace
         driving.stop(run, why)
-        self._cancel_calls(run, message, spare=why != "interrupt")
+        spare = why not in GOES_ON
+        self._cancel_calls(run, message, spare)
+        if spare:
+            engine.executor.hurry(run)
         engine.executor.pump()
         until = engine.loop.time() + grace
         engine.loop.call_later(REMIND, self._remind, run, run.attempt, why, until)
@@ -684,13 +729,17 @@ class Flows:
         self._engine.loop.call_at(min(now + REMIND, until), self._remind, run, attempt, why, until)
 
     def _cancel_calls(self, run: Run, message: str, spare: bool = False) -> None:
-        """Cancel every call of a run that has not ended; *spare* those that undo others."""
+        """Cancel every call of a run that has not ended; *spare* teardowns and what undoes."""
         engine = self._engine
         now = engine.clock.time()
         for batch in list(run.batches):
             engine.machine.cancel_batch(batch, message, now, RunCancelled(message))
         for call in list(run.calls):
-            if not (spare and is_shielded(call)):
+            if call.aside is not None and run.stop == "interrupt":
+                # Its record stays as it is. What stands in for it is among the others.
+                if call.aside.begun and call.aside.stand_in is None and not call.phase.is_final:
+                    engine.asides.leave(call)
+            elif not (spare and is_shielded(call)):
                 engine.machine.cancel(call, message, now, RunCancelled(message))
         engine.executor.drain()
 
@@ -698,12 +747,17 @@ class Flows:
         """Cancel what the body left running, and wait until it has ended."""
         why = f": {failures.told(error, 400)}" if error is not None else ""
         reason = run.cancel_message or f"{run.display} ended{why}"
-        self._cancel_calls(run, reason[:500])
+        spare = run.stop not in GOES_ON
+        run.closing = True
+        self._cancel_calls(run, reason[:500], spare)
+        if spare:
+            self._engine.executor.hurry(run)
         self._engine.executor.pump()
         while run.live:
             run.idle = self._engine.loop.create_future()
             await run.idle
             run.idle = None
+        run.closing = False
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -830,10 +884,7 @@ class Flows:
                 " they may be undone only partly"
             )
         for text in texts:
-            text = engine.masker.text(text)
-            engine.report(f"{run.display}: {text}")
-            line = LogRow(run.pk, None, engine.clock.time(), logging.WARNING, "asyncflow", text)
-            engine.journal.logs([line])
+            engine.tell(run, text)
 
     def _verdict(
         self, run: Run, error: BaseException | None

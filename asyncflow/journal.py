@@ -230,7 +230,7 @@ class Journal:
             if call.run is not last:
                 last = call.run
                 fences[last.pk] = last.epoch
-            if call.phase.is_final or call.retry_at is not None:
+            if call.phase.is_final or call.retry_at is not None or call.aside is not None:
                 ends.append(call)
                 if call.phase is not _COMPLETED:
                     self._events.append(rows.task_event(row))

@@ -117,14 +117,16 @@ def _run_by(automation: Automation) -> tuple[str, ...]:
 
 #: What the names of states that are not those of their types refine.
 _REFINES = {
+    "AwaitingFallback": StateType.SCHEDULED,
     "AwaitingRetry": StateType.SCHEDULED,
     "Cached": StateType.COMPLETED,
     "Edited": StateType.COMPLETED,
+    "Fallback": StateType.COMPLETED,
     "Interrupted": StateType.PAUSED,
     "Late": StateType.SCHEDULED,
     "NeedsAttention": StateType.PAUSED,
     "Retrying": StateType.RUNNING,
-    "Skipped": StateType.CANCELLED,
+    "Skipped": StateType.COMPLETED,
     "Suspended": StateType.PAUSED,
     "TimedOut": StateType.FAILED,
     "UpstreamFailed": StateType.FAILED,

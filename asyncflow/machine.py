@@ -24,8 +24,8 @@ from typing import Any, Protocol
 
 from asyncflow.errors import IllegalMove, UpstreamFailed
 from asyncflow.limits import Limit, Line, Needs, Rate, blocker
-from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
-from asyncflow.states import StateType
+from asyncflow.run import MISSING, Aside, Batch, Call, Hold, Item, Run
+from asyncflow.states import AWAITING_FALLBACK, SKIPPED, StateType
 
 S = StateType
 _PENDING, _RUNNING, _COMPLETED = S.PENDING, S.RUNNING, S.COMPLETED
@@ -95,7 +95,7 @@ class Machine:
             self._line_up(call)
             return False
         if self._depend(call, upstream, now) and not call.waiting:
-            self._line_up(call)
+            self._free_to_go(call, now)
         return False
 
     def _depend(self, call: Call, upstream: list[Call], now: float) -> bool:
@@ -109,10 +109,16 @@ class Machine:
         if call.waiting:
             call.waits_on += tuple([other for other in upstream if not other.settled])
         for other in upstream:
-            if other.settled and self._blocks(other, call):
-                self.upstream_failed(call, other, now)
+            if other.settled and self._blocks(other, call) and self._ends(call, other, now):
                 return False
         return True
+
+    def _free_to_go(self, call: Call, now: float) -> None:
+        """All upstreams have ended, and none of them has failed for it: it gets in line."""
+        if call.skips is not None:
+            self._skip_for(call, call.skips, now)
+        else:
+            self._line_up(call)
 
     def answer(self, call: Call, state: StateType, name: str | None) -> None:
         """The end of a new call is known from the store."""
@@ -184,8 +190,7 @@ class Machine:
                 waiter.asks = False
                 self.asking.append(waiter)
                 return
-            options = waiter.options
-            if options.queue_timeout is not None or options.total_timeout is not None:
+            if waiter.options.bounded:
                 self.queued.append(waiter)
         if not waiter.limits:
             self._free.push(waiter)
@@ -196,7 +201,7 @@ class Machine:
 
     def admit(self, call: Call) -> None:
         """The cache does not know the call: it gets in line."""
-        if call.phase in _STARTABLE:
+        if call.phase in _STARTABLE and call.aside is None:
             self._line_up(call)
 
     def wait_for_slots(self, waiter: Hold) -> None:
@@ -279,7 +284,7 @@ class Machine:
         line.pop()
         if head.__class__ is Hold:
             return head if head.live else None
-        return head if head.phase in _STARTABLE and not head.holding else None
+        return head if head.phase in _STARTABLE and not head.holding and not head.aside else None
 
     def _reopen(self, limit: Limit) -> None:
         """Have `next` look at the line of a limit again."""
@@ -478,10 +483,68 @@ class Machine:
 
     def again(self, call: Call) -> None:
         """The wait before another attempt is over."""
-        if call.phase is _SCHEDULED:
+        if call.phase is _SCHEDULED and call.aside is None:
             call.retry_at = None
             call.eager = True
             self._line_up(call)
+
+    def skip(self, call: Call, now: float, msg: str, error: BaseException | None = None) -> None:
+        """There is nothing to do for it, or *error*, with which it failed, is passed over."""
+        call.value = None
+        call.error = error
+        self._end(call, _COMPLETED, now, SKIPPED, msg)
+
+    # --- after its own code has failed --------------------------------------------------------
+
+    def set_aside(self, call: Call, error: BaseException, pauses: bool, msg: str) -> None:
+        """It has failed for good, and waits, without slots, for its fallback or for a person."""
+        call.error = error
+        call.aside = Aside(pauses)
+        call.message = msg
+        call.expires = call.retry_at = None
+        self._free_slots(call)
+        self._stand_aside(call, pauses, record=True)
+        if self.at_once:
+            self.ended.append(call)
+
+    def _stand_aside(self, call: Call, pauses: bool, record: bool) -> None:
+        if pauses:
+            self._move(call, S.PAUSED, record=record)
+            return
+        if call.phase is _SCHEDULED:  # it waited for another attempt
+            self._move(call, _PENDING, record=False)
+        self._move(call, _SCHEDULED, AWAITING_FALLBACK, record=record)
+
+    def resubmit_aside(self, call: Call) -> None:
+        """A call of a former life is made again, and its own code has failed for good."""
+        call.run.live += 1
+        if self.observer is not None:
+            self.observer.made(call, 1)
+        self.aside_again(call)
+
+    def aside_again(self, call: Call) -> None:
+        """The own code of a call of a former life has failed for good."""
+        assert call.aside is not None
+        call.run.calls[call] = None
+        self._stand_aside(call, call.aside.pauses, record=False)
+        self.ended.append(call)
+
+    def try_afresh(self, call: Call) -> None:
+        """A paused call begins anew, with all its attempts."""
+        call.aside = call.error = call.past = call.deadline = None
+        call.failures = 0
+        call.message = ""
+        call.eager = True
+        self._move(call, _PENDING)
+        self._line_up(call)
+
+    def leave(self, call: Call, error: BaseException) -> None:
+        """It goes on in another life of its run: its record stays as it is."""
+        call.error = error
+        self._move(call, S.CANCELLED, record=False)
+        self.ended.append(call)
+
+    # --- ends -----------------------------------------------------------------------------------
 
     def _end(self, call: Call, state: StateType, now: float, name: str | None, msg: str) -> None:
         call.ended = now
@@ -518,7 +581,7 @@ class Machine:
         if batch is not None:
             if call.phase is _COMPLETED:
                 batch.results[call.index] = call.value
-                if not call.asked:
+                if not call.asked and call.phase_name is None:
                     batch.calls.pop(call.index, None)
             batch.open -= 1
             if not batch.open:
@@ -537,24 +600,60 @@ class Machine:
 
     def _unseen(self, call: Call) -> None:
         """A failure that nobody has looked at yet (see `Run.unseen`)."""
-        if call.phase is S.FAILED and not (call.batch is not None and call.batch.seen):
+        if call.phase is not S.FAILED or (call.batch is not None and call.batch.seen):
+            return
+        if call.options.teardown or self._is_lenient(call):
+            call.seen = True
+        else:
             call.run.unseen[call.seq] = call
+
+    @staticmethod
+    def _is_lenient(call: Call) -> bool:
+        """Whether nobody has to look at its failure, because its policy says so."""
+        if call.phase_name == "UpstreamFailed":
+            return call.lenient
+        return bool(call.options.failure_policy == "continue")
 
     def _release_dependants(self, call: Call, dependants: list[Call]) -> None:
         for other in dependants:
             if other.phase is not _PENDING:
                 continue
             other.waiting -= 1
-            if self._blocks(call, other):
-                self.upstream_failed(other, call, call.ended or 0.0)
-            elif not other.waiting:
+            now = call.ended or 0.0
+            if self._blocks(call, other) and self._ends(other, call, now):
+                continue
+            if not other.waiting:
                 other.waits_on = ()
                 other.eager = True
-                self._line_up(other)
+                self._free_to_go(other, now)
 
     @staticmethod
     def _blocks(upstream: Call, call: Call) -> bool:
-        return upstream.phase is not _COMPLETED and id(upstream) not in call.allow
+        if upstream.phase is _COMPLETED and upstream.phase_name != SKIPPED:
+            return False
+        return id(upstream) not in call.allow
+
+    def _ends(self, call: Call, upstream: Call, now: float) -> bool:
+        """*upstream* is in the way of *call*: whether that ends it now, as a failure.
+
+        It is skipped only when all upstreams have ended: one of them may fail yet.
+        """
+        if upstream.phase is not _COMPLETED and not call.options.teardown:
+            self.upstream_failed(call, upstream, now)
+            return True
+        if call.skips is None or upstream.seq < call.skips.seq:
+            call.skips = upstream  # the same one, in whatever order they end
+        return False
+
+    def _skip_for(self, call: Call, upstream: Call, now: float) -> None:
+        """*call* does not run because *upstream* was skipped, or has set nothing up."""
+        if not call.options.teardown:
+            text = f"{call.display} did not run: {upstream.display} was skipped"
+        elif upstream.phase is _COMPLETED:
+            text = f"nothing to tear down: {upstream.display} was skipped"
+        else:
+            text = f"nothing to tear down: {upstream.display} did not succeed"
+        self.skip(call, now, text)
 
     def upstream_failed(self, call: Call, upstream: Call, now: float) -> None:
         """*call* depends on *upstream*, which did not succeed: it ends without running."""
@@ -566,6 +665,9 @@ class Machine:
             cause = cause.__cause__
         error.__cause__ = cause
         call.error = error
+        call.lenient = call.options.failure_policy == "continue" and (
+            upstream.phase is not S.FAILED or self._is_lenient(upstream)
+        )
         self._end(call, S.FAILED, now, "UpstreamFailed", str(error))
 
     # --- stopping -----------------------------------------------------------------------------
@@ -574,6 +676,12 @@ class Machine:
         """Stop a call, whatever it is doing. Cancelling what has ended does nothing."""
         state = call.phase
         if state.is_final or state is _CANCELLING:
+            return
+        if call.aside is not None and call.aside.stand_in is not None:
+            # It has been cancelled when its fallback has.
+            call.message = msg
+            self._move(call, _CANCELLING)
+            self.cancel(call.aside.stand_in, msg, now, error)
             return
         if state is _RUNNING:
             call.message = msg
@@ -600,7 +708,8 @@ class Machine:
 
     def retrying(self) -> list[Call]:
         """The calls that wait for another attempt."""
-        return [call for _, _, call in self._retries if call.phase is _SCHEDULED]
+        retries = [call for _, _, call in self._retries]
+        return [call for call in retries if call.phase is _SCHEDULED and call.aside is None]
 
     def tick(self, mono: float) -> None:
         """Time has passed: what was due goes on."""

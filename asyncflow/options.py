@@ -10,6 +10,7 @@ from typing import Any
 
 from asyncflow.caching import make_caching
 from asyncflow.errors import InvalidDefinition, InvalidOption
+from asyncflow.policy import check_policy
 from asyncflow.retry import Retry
 from asyncflow.run import Hooks, Options
 from asyncflow.spec import unknown_names
@@ -66,9 +67,25 @@ def make_options(what: str, is_flow: bool, **given: Any) -> Options:
         transactional=bool(given.get("transactional")),
         on_commit=check_steps(what, "on_commit", given.get("on_commit")),
         on_rollback=check_steps(what, "on_rollback", given.get("on_rollback")),
+        failure_policy=check_policy(what, given.get("failure_policy")),
+        teardown=_switch(what, "teardown", given.get("teardown"), False),
     )
     _choice(what, "timeout_mode", options.timeout_mode, ("cancel", "soft"))
+    if options.teardown:
+        _check_teardown(what, options)
     return options
+
+
+def _check_teardown(what: str, options: Options) -> None:
+    """Refuse what makes no sense for a task that has to run, and whose failure decides nothing."""
+    if options.failure_policy is not None:
+        raise InvalidOption(
+            f"{what} is a teardown, whose failure decides nothing: leave failure_policy out"
+        )
+    if options.caching is not None:
+        raise InvalidOption(
+            f"{what} is a teardown, which must run each time: leave the cache options out"
+        )
 
 
 def check_function(what: str, fn: Any) -> None:

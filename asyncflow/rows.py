@@ -31,6 +31,8 @@ def task_row(call: Call, warn: Callable[[Call, Exception], None]) -> TaskRow:
     kind, result, error = ResultKind.NONE, None, None
     if call.phase is _COMPLETED:
         kind, result = result_of(call, call.value, warn)
+        if call.phase_name is not None and call.error is not None and not call.own:
+            error = call.run.engine.masker.data(failures.dump(call.error))
     elif call.error is not None:
         error = call.run.engine.masker.data(failures.dump(call.error))
     # Filled by position and without TaskRow.__new__: it is the hottest line of the package.
@@ -136,7 +138,7 @@ def result_of(
 
 def cache_row(call: Call, kind: int, result: bytes | None) -> CacheRow | None:
     """The row by which other runs find the result of a call; None if there is nothing to find."""
-    if call.phase is not _COMPLETED:
+    if not call.own:
         return None
     return cache_row_of(call, call.ended or call.created, kind, result)
 

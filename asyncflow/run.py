@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from asyncflow.retry import Retry
-from asyncflow.states import StateType, default_name
+from asyncflow.states import FALLBACK, SKIPPED, StateType, default_name
 
 if TYPE_CHECKING:
     from asyncflow.limits import Needs
+
+_NOT_OWN = (SKIPPED, FALLBACK)
 
 #: How many moves the story of a run keeps; older ones are on disk.
 STORY = 50
@@ -86,6 +88,10 @@ class Options:
             transaction in which that runs.
         on_commit, on_rollback: of a task in a transaction, what is run when that succeeds, and
             what undoes the task when it does not.
+        failure_policy: of a task, what becomes of a call that has failed for good: None (it has
+            failed), "skip", "continue", "pause", or an `asyncflow.policy.Fallback`.
+        teardown: of a task, whether it undoes what its upstreams did, however its run ends.
+        bounded: whether somebody has to look how long a call waits.
     """
 
     retry: Retry = field(default_factory=Retry)
@@ -116,6 +122,32 @@ class Options:
     transactional: bool = False
     on_commit: tuple[Any, ...] = ()
     on_rollback: tuple[Any, ...] = ()
+    failure_policy: Any = None
+    teardown: bool = False
+    bounded: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        bounded = self.teardown or self.total_timeout is not None or self.queue_timeout is not None
+        object.__setattr__(self, "bounded", bounded)
+
+
+class Aside:
+    """What becomes of a call whose own code has failed for good, and which has not ended.
+
+    Attributes:
+        pauses: it waits for a person; else for its fallback.
+        begun: that is on record, and being carried out.
+        told: the hooks have been told of the failure.
+        stand_in: the call of its fallback, as long as that has not ended.
+    """
+
+    __slots__ = ("begun", "pauses", "stand_in", "told")
+
+    def __init__(self, pauses: bool, told: bool = False) -> None:
+        self.pauses = pauses
+        self.told = told
+        self.begun = False
+        self.stand_in: Call | None = None
 
 
 class Call:
@@ -143,6 +175,9 @@ class Call:
             undone: one has been, because the code was stopped.
         asked: somebody holds its future (an item of a map that nobody asked for keeps none).
         allow: the ids (`id`) of upstreams whose failure it takes as an argument.
+        skips: the upstream for whose sake it is skipped, as soon as all have ended.
+        lenient: of one that did not run because of an upstream, whether that fails nobody.
+        aside: what becomes of it after its own code has failed, where that is not its end.
         unrecorded: it has no row of its own: it stands for calls that cannot be made yet.
     """
 
@@ -169,6 +204,9 @@ class Call:
     waiting = 0
     upstream: tuple[int, ...] = ()
     allow: frozenset[int] = frozenset()
+    skips: Call | None = None
+    lenient = False
+    aside: Aside | None = None
     dependants: list[Any] | None = None
     waiters: Any = None
     waits_on: tuple[Call | Batch, ...] = ()
@@ -232,6 +270,11 @@ class Call:
     def shown_phase(self) -> str:
         """The name of the state that it is in."""
         return self.phase_name or default_name(self.phase)
+
+    @property
+    def own(self) -> bool:
+        """Whether its own code completed: it was neither skipped nor replaced by a fallback."""
+        return self.phase is StateType.COMPLETED and self.phase_name not in _NOT_OWN
 
     @property
     def display(self) -> str:
@@ -448,6 +491,7 @@ class Run:
         history: what the store knew of its calls when it was resumed, by identity.
         unseen: failed calls that nobody has looked at, by seq.
         rolling, undone: as of a call.
+        closing: its body has ended, and what that left running is being stopped.
         told: message and name of the Failed state that its code returned.
         failures: attempts that failed, since it was last granted fresh ones.
         retried: how many of its calls' attempts were retries.
@@ -461,6 +505,7 @@ class Run:
         "call",
         "calls",
         "cancel_message",
+        "closing",
         "created",
         "deadline",
         "dirty",
@@ -556,6 +601,7 @@ class Run:
         self.limit: Needs = ()
         self.stop: str | None = None
         self.pending = False
+        self.closing = False
         self.cancel_message = ""
         self.told: tuple[str, str | None] | None = None
         self.on: Any = None
@@ -567,6 +613,11 @@ class Run:
     def run(self) -> Run:
         """Itself: what calls and items answer, too."""
         return self
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is being stopped, or wound up."""
+        return self.stop is not None or self.closing
 
     @property
     def shown_phase(self) -> str:

@@ -110,7 +110,7 @@ class Spec:
         self.caching = options.caching
         self.steps = bool(options.on_commit or options.on_rollback)
         self.made_steps: dict[tuple[str, int], Spec] = {}
-        self.shielded = False
+        self.shielded = options.teardown
         self.transactional = options.transactional
         self.light = not self.slow and not self.has_hooks and self.caching is None
         self._signature: inspect.Signature | None = None

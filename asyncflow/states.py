@@ -216,10 +216,17 @@ def Cancelled(message: str = "", name: str = "") -> State[Any]:  # noqa: N802 - 
     return State(S.CANCELLED, name, message)
 
 
+#: The name of a COMPLETED that did nothing: there was nothing to do, or its failure is passed over.
+SKIPPED = "Skipped"
+#: The name of a COMPLETED whose result another task gave, because its own code failed.
+FALLBACK = "Fallback"
+#: The name of a SCHEDULED that waits for that other task.
+AWAITING_FALLBACK = "AwaitingFallback"
+
 #: The names that refine a type and that asyncflow gives itself.
 NAMES = (
-    "AwaitingRetry", "Cached", "Edited", "Interrupted", "Late", "NeedsAttention", "Retrying",
-    "Skipped", "Suspended", "TimedOut", "UpstreamFailed",
+    "AwaitingFallback", "AwaitingRetry", "Cached", "Edited", "Fallback", "Interrupted", "Late",
+    "NeedsAttention", "Retrying", "Skipped", "Suspended", "TimedOut", "UpstreamFailed",
 )  # fmt: skip
 _NAMES = {name.upper(): name for name in NAMES}
 

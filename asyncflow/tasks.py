@@ -52,10 +52,11 @@ from asyncflow.options import (
     make_options,
     settle_annotations,
 )
+from asyncflow.policy import check_fallback
 from asyncflow.resources import resources_of
 from asyncflow.run import MISSING, Call, Options, Run
 from asyncflow.spec import Spec, task_key, value_for
-from asyncflow.states import State, StateType
+from asyncflow.states import SKIPPED, State, StateType
 from asyncflow.stream import OnError, stream
 from asyncflow.views import TaskRun
 
@@ -119,6 +120,9 @@ class Task(Generic[P, R]):
         self.options = _with_runner(what, self.options, self.is_async)
         if self.options.transactional:
             _check_connection(what, fn)
+        if options is None and self.options.failure_policy is not None:
+            policy = self.options.failure_policy
+            check_fallback(what, policy, fn, name, self.options.transactional)
         if options is None and self.options.caching is not None:
             check_names(what, self.options.caching, inspect.signature(fn))
         # What is declared, and by with_options shared; each engine makes slots of its own of it.
@@ -155,12 +159,17 @@ class Task(Generic[P, R]):
     # --- calling --------------------------------------------------------------------------------
 
     @property
+    def key(self) -> str:
+        """What identifies it across processes: module and qualified name, or its own name."""
+        return task_key(self.fn, self._explicit_name)
+
+    @property
     def spec(self) -> Spec:
         """What the engine needs to know of it."""
         if self._spec is None:
             self._spec = Spec(
                 self.name,
-                task_key(self.fn, self._explicit_name),
+                self.key,
                 self.fn,
                 self.options,
                 is_async=self.is_async,
@@ -292,6 +301,7 @@ class Task(Generic[P, R]):
         if mapped.size:
             spec.check(*mapped.item(0))
         each = spec.caching is not None or (spec.steps and TRANSACTION.get() is not None)
+        each = each or spec.options.teardown
         if mapped.depends or wait_for is not None or each:
             futures = engine.call(
                 engine.submit_calls,
@@ -325,9 +335,15 @@ class Task(Generic[P, R]):
 
         def make() -> None:
             now = engine.clock.time()
-            blocked = [c for c, may in found if c.phase is not StateType.COMPLETED and not may]
+            must = [c for c, may in found if not may]
+            blocked = [c for c in must if c.phase is not StateType.COMPLETED]
             if blocked:
                 machine.upstream_failed(promised, blocked[0], now)
+                return
+            skipped = [c for c in must if c.phase_name == SKIPPED]
+            if skipped:
+                text = f"{promised.display} did not run: {skipped[0].display} was skipped"
+                machine.skip(promised, now, text)
                 return
             try:
                 args = [_there(a) for a in mapped.args]
@@ -756,7 +772,8 @@ TASK_OPTIONS = frozenset(
         "queue_timeout_seconds", "tags", "limits", "max_concurrency", "priority", "runner",
         "serializer", "persist_result", "log_prints", "task_run_name", "cancel_grace_seconds",
         "key", "description", "version", "cache_policy", "cache_key_fn", "cache_expiration",
-        "refresh_cache", "transactional", "on_commit", "on_rollback", *HOOKS,
+        "refresh_cache", "transactional", "on_commit", "on_rollback", "failure_policy", "teardown",
+        *HOOKS,
     }
 )  # fmt: skip
 

@@ -194,7 +194,7 @@ class Transaction:
         if doom is not None:
             doom.met = True
             self._doom = doom
-        if self._doom is not None and not call.phase.is_final:
+        if self._doom is not None and not call.phase.is_final and call.aside is None:
             raise self._doomed(self._doom)
 
     @staticmethod
@@ -210,6 +210,8 @@ class Transaction:
             self._batches.append(batch)
 
     def _belongs(self, run: Run, parent: Call | None) -> bool:
+        while parent is not None and parent is not self._call and parent.aside is not None:
+            parent = parent.parent  # what stands in for a call belongs where that does
         if run is not self._run or parent is not self._call:
             return False
         if self._rolling:
@@ -218,7 +220,7 @@ class Transaction:
 
     def _completed(self) -> list[_Member]:
         """Members that completed, in the order in which they did."""
-        done = [m for m in self._members if m.call.phase is S.COMPLETED and m.call.spec.steps]
+        done = [m for m in self._members if m.call.own and m.call.spec.steps]
         return sorted(done, key=lambda m: (m.call.ended or 0.0, m.call.seq))
 
     # --- leaving ----------------------------------------------------------------------------------
@@ -423,7 +425,8 @@ class Transaction:
         run = self._live()
         engine, now = run.engine, run.engine.clock.time()
         text = "its transaction is being rolled back"
-        running = [m.call for m in self._members if m.call in run.calls]
+        members = [m.call for m in self._members if not m.call.options.teardown]
+        running = [call for call in members if call in run.calls]
         for batch in self._batches:
             if batch.open:
                 engine.machine.cancel_batch(batch, text, now, TaskCancelled(text))

@@ -66,6 +66,7 @@ BESIDES = {
     "ResumeSchedule": "what an automation does",
     "RunDeployment": "what an automation does",
     "SetLimit": "what an automation does",
+    "fallback": "a failure policy, named by the contract",
     "emit_event": "named by the issue on automations",
     "verify_webhook": "for those who get notifications",
     "Transaction": "the type of what `transaction` gives, for annotations",
