@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from asyncflow import __version__, codec
+from asyncflow.automations import automation_from_dict
 from asyncflow.errors import (
     AlreadyAnswered,
     AsyncflowError,
@@ -793,6 +794,16 @@ async def list_automations(api: Api) -> dict[str, Any]:
 async def show_automation(api: Api, name: str) -> dict[str, Any]:
     """One automation."""
     return asdict(await api.engine.automation(name))
+
+
+@route("PUT", "/automations/{name}", models.Automation, body=models.DeclareAutomation)
+async def declare_automation(api: Api, name: str, body: models.DeclareAutomation) -> dict[str, Any]:
+    """Declare an automation, or another one in its place."""
+    if any(action.get("type") == "call-function" for action in body.actions):
+        # Whoever may ask here may start what is deployed, and no other code.
+        raise Problem(422, "actions: a function can be named in code or in a file, not here")
+    made = automation_from_dict({"name": name, **body.model_dump()})
+    return asdict(await api.engine.automate(made, source="api"))
 
 
 @route("POST", "/automations/{name}/enable", models.Ok, body=models.Given)

@@ -351,6 +351,16 @@ class Automation(BaseModel):
     updated_at: datetime | None
 
 
+class DeclareAutomation(Given):
+    """As in `asyncflow.toml`; functions cannot be named here."""
+
+    trigger: dict[str, Any]
+    actions: list[dict[str, Any]]
+    description: Annotated[str, Field(max_length=10_000)] = ""
+    enabled: bool = True
+    tags: list[Name] = []
+
+
 class DeliveryQuery(Given):
     automation: Name | None = None
     run: Annotated[str, Field(max_length=60)] | None = None

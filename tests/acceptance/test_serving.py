@@ -173,6 +173,19 @@ def test_what_a_file_declares_is_served_and_told(folder: Path) -> None:
     assert {"flow-run.Completed", "flow-run.Failed", "automation.fired"} <= kinds
 
 
+def test_events_are_watched_as_they_come(folder: Path) -> None:
+    serving = start("serve", "flows.py:often", "--interval", "0.3", "-q")
+    until(folder, RUNS, 1)
+    watching = start("events", "watch", "--json", "--kind", "flow-run.Completed")
+    assert watching.stdout is not None
+    lines = [json.loads(watching.stdout.readline()) for _ in range(2)]
+    assert {line["kind"] for line in lines} == {"flow-run.Completed"}
+    assert lines[0]["id"] < lines[1]["id"]
+    stop(watching, signal.SIGINT)
+    stop(serving)
+    assert watching.returncode == 130
+
+
 def test_a_message_that_kill_9_cut_off_arrives_after_the_next_start(folder: Path) -> None:
     (folder / "asyncflow.toml").write_text(CONFIG)
 

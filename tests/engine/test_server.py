@@ -186,6 +186,32 @@ async def test_deployments_are_run_from_their_schema(server: Server) -> None:
     assert (await server.get("/api/deployments"))["items"] == []
 
 
+async def test_automations_are_declared_without_code(server: Server) -> None:
+    spec: dict[str, Any] = {
+        "trigger": {"type": "event", "expect": "flow-run.Failed"},
+        "actions": [{"type": "set-limit", "name": "db", "limit": 1}],
+    }
+    made = await server.ask("PUT", "/api/automations/calm", json=spec)
+    assert (made["source"], made["enabled"]) == ("api", True)
+    run = await server.engine.submit(mixed, 4)
+    await run.wait()
+    for _ in range(200):
+        deliveries = (await server.get("/api/deliveries"))["items"]
+        if deliveries and deliveries[0]["state"] == "delivered":
+            break
+        await asyncio.sleep(0.02)
+    assert (await server.get("/api/limits"))["items"][0]["limit"] == 1
+    evil = {**spec, "actions": [{"type": "call-function", "function": "os:abort"}]}
+    refused = await server.ask("PUT", "/api/automations/evil", 422, json=evil)
+    assert "function" in refused["detail"]
+    wrong = {**spec, "trigger": {"type": "evnt"}}
+    said = await server.ask("PUT", "/api/automations/wrong", 422, json=wrong)
+    assert "'event'" in said["detail"]
+    await server.ask("POST", "/api/automations/calm/disable")
+    assert not (await server.get("/api/automations/calm"))["enabled"]
+    await server.ask("DELETE", "/api/automations/calm")
+
+
 async def test_limits_are_shown_and_set(server: Server) -> None:
     await server.ask("PUT", "/api/limits/db", json={"limit": 5})
     (one,) = (await server.get("/api/limits"))["items"]
