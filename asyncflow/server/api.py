@@ -195,7 +195,7 @@ def _query(request: web.Request, model: type[BaseModel]) -> BaseModel:
     for name in request.query:
         field_ = model.model_fields.get(name)
         values = request.query.getall(name)
-        is_list = field_ is not None and str(field_.annotation).startswith("list")
+        is_list = field_ is not None and "list[" in str(field_.annotation)
         if not is_list and len(values) > 1:
             raise Problem(422, f"give {name[:50]!r} once")
         given[name] = values if is_list else values[0]

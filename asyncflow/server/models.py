@@ -46,9 +46,9 @@ class Role(BaseModel):
 class RunFilter(Given):
     """Which runs; all conditions must hold."""
 
-    state: list[Annotated[str, Field(max_length=40)]] = []
+    state: Annotated[list[Annotated[str, Field(max_length=40)]], Field(max_length=20)] = []
     flow: Name | None = None
-    tag: list[Name] = []
+    tag: Annotated[list[Name], Field(max_length=5)] = []
     deployment: Name | None = None
     since: datetime | None = None
     parent: Annotated[str, Field(max_length=60)] = "roots"
@@ -131,12 +131,13 @@ class RunDetail(Run):
     waits: list[Wait]
     children: list[Run]
     tasks: list[TaskSummary]
-    edges: list[tuple[str, str]]
+    #: Pairs of names: the second depends on the first.
+    edges: list[list[str]]
 
 
 class TaskQuery(Given):
     task: Name | None = None
-    state: list[Annotated[str, Field(max_length=40)]] = []
+    state: Annotated[list[Annotated[str, Field(max_length=40)]], Field(max_length=20)] = []
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -181,7 +182,7 @@ class TimelineQuery(Given):
 class Timeline(BaseModel):
     """Spans, compact: seq, index of the task, start and end in ms from `start`, state, attempts."""
 
-    spans: list[tuple[int, int, float, float | None, str, int]]
+    spans: list[list[Any]]
     tasks: list[str]
     start: datetime
     total: int
@@ -388,7 +389,7 @@ class Delivery(BaseModel):
 
 
 class EventQuery(Given):
-    kind: list[Annotated[str, Field(max_length=200)]] = []
+    kind: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=10)] = []
     run: Annotated[str, Field(max_length=60)] | None = None
     since: datetime | None = None
     limit: Limit = 50
