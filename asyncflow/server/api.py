@@ -404,9 +404,13 @@ async def summary(api: Api, q: models.SummaryQuery) -> dict[str, Any]:
         for name, query in (
             ("failures", RunQuery(states=("FAILED", "CRASHED"), parent=None, limit=10)),
             ("running", RunQuery(states=("RUNNING",), parent=None, limit=10)),
-            ("attention", RunQuery(names=("NeedsAttention", "Paused"), parent=None, limit=10)),
+            # By their type, of which there is an index; those that only sleep are left out.
+            ("attention", RunQuery(states=("PAUSED",), parent=None, limit=200)),
         )
     }
+    found["attention"] = [
+        row for row in found["attention"] if row.state_name in ("NeedsAttention", "Paused")
+    ][:10]
     deployments = await infos(api.reader, now)
     late = [
         {"deployment": d.name, "schedule": s.name, "late_since": s.late_since}

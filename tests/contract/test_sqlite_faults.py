@@ -18,8 +18,10 @@ from contract.test_store import below, create, engine_row, log_row, one_of_each,
 
 import asyncflow
 from asyncflow.errors import ResultUnreadable, StoreError
+from asyncflow.store import planning
 from asyncflow.store import sqlite as module
 from asyncflow.store.base import (
+    EventQuery,
     LogQuery,
     ResultKind,
     RunQuery,
@@ -744,6 +746,21 @@ QUESTIONS: dict[str, Callable[[SqliteReader], Any]] = {
     "logs-all": lambda r: r.logs(LogQuery(run=1, seq=1, level=20, text="t", after=3)),
     "states": lambda r: r.states(1),
     "engine": lambda r: r.engine(1),
+    "runs-deployment": lambda r: r.runs(RunQuery(deployment="d")),
+    "created_since": lambda r: r.created_since(1.0, 5),
+    "spans": lambda r: r.spans(1, 5),
+    "run_infos": lambda r: r.run_infos([1, 2]),
+    "events": lambda r: r.events(EventQuery(after=5)),
+    "events-run": lambda r: r.events(EventQuery(run=1)),
+    "events-newest": lambda r: r.events(EventQuery(after=5, newest=True)),
+    "deployment": lambda r: r.planned(planning.deployments("d")),
+    "schedules": lambda r: r.planned(planning.schedules(1)),
+    "ticks": lambda r: r.planned(planning.ticks(1, ["RUN"], 1.0, (5.0, 1))),
+    "ticks-queued": lambda r: r.planned(planning.queued(1, None)),
+    "ticks-counts": lambda r: r.planned(planning.tick_counts(1)),
+    "automation": lambda r: r.planned(planning.automations("a")),
+    "deliveries": lambda r: r.planned(planning.deliveries(before=5)),
+    "deliveries-waiting": lambda r: r.planned(planning.waiting("c", 1.0)),
 }
 
 
