@@ -15,6 +15,7 @@ from aiohttp import web
 from dataserver import serving
 
 from asyncflow import Engine, exponential_backoff, flow, resource, task
+from asyncflow.server.app import ACCESS
 
 ENGINE = web.AppKey("engine", Engine)
 
@@ -38,9 +39,8 @@ async def crawl(urls: Sequence[str] = ()) -> int:
 
 
 async def open_engine(app: web.Application) -> AsyncIterator[None]:
-    async with Engine("embed_aiohttp.db") as engine:
+    async with app[ENGINE] as engine:
         await engine.recover()
-        app[ENGINE] = engine
         yield
 
 
@@ -59,7 +59,12 @@ async def show(request: web.Request) -> web.Response:
 
 def make_app() -> web.Application:
     app = web.Application()
+    app[ENGINE] = engine = Engine("embed_aiohttp.db")
     app.cleanup_ctx.append(open_engine)
+    # The dashboard, at /flows/ of this same application; its token is in dashboard[ACCESS].
+    dashboard = engine.app()
+    app.add_subapp("/flows/", dashboard)
+    print("dashboard: /flows/#token=" + dashboard[ACCESS].token)
     app.router.add_post("/crawl", start)
     app.router.add_get("/runs/{id}", show)
     return app

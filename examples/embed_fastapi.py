@@ -42,6 +42,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with Engine("embed_fastapi.db") as engine:
         await engine.recover()  # takes up what a crash left unfinished
         app.state.engine = engine
+        # The dashboard beside it, on a port and with a token of its own.
+        print("dashboard:", await engine.serve_dashboard(port=0))
         yield
 
 
