@@ -10,6 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +273,57 @@ def test_what_cannot_be_done_is_said(folder: Path, args: list[str], said: str) -
     assert result.exit_code == 2
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_server_shows_what_there_is_and_runs_nothing(folder: Path) -> None:
+    done = start("run", "flows.py:often", "-q")
+    done.communicate(timeout=60)
+    serving = start("server", "start", "--port", "0", "--read-token", "only for looking")
+    assert serving.stdout is not None
+    base, _, token = serving.stdout.readline().strip().partition("/#token=")
+
+    def ask(path: str, token: str | None, method: str = "GET") -> tuple[int, Any]:
+        headers = {"X-Asyncflow": "1"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        asked = urllib.request.Request(base + path, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(asked) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    assert ask("/api/runs", None)[0] == 401
+    assert ask("/api/health", None)[0] == 200
+    status, listed = ask("/api/runs", token)
+    assert status == 200
+    (shown,) = listed["items"]
+    assert shown["flow"] == "often"
+    assert ask(f"/api/runs/{shown['id']}/delete", "only for looking", "POST")[0] == 403
+    status, refused = ask(f"/api/runs/{shown['id']}/rerun", token, "POST")
+    assert status == 409
+    assert "no code of yours" in refused["detail"]
+    assert ask(f"/api/runs/{shown['id']}/delete", token, "POST")[0] == 200
+    _, err = stop(serving)
+    assert serving.returncode == 143, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--host", "0.0.0.0"], "other machines"),
+        (["--host", "0.0.0.0", "--token", "x" * 20], "--host-name"),
+        (["--token", "short"], "at least 16"),
+    ],
+)
+def test_a_server_that_others_reach_wants_to_know_who_may_ask(
+    folder: Path, args: list[str], said: str
+) -> None:
+    result = CliRunner().invoke(cli, ["server", "start", *args])
+    assert result.exit_code == 2
+    assert said in result.output
 
 
 def test_a_backfill_runs_here_to_its_end(folder: Path) -> None:
