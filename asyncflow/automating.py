@@ -12,11 +12,13 @@ import asyncio
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from math import inf, nextafter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncflow import automations as declared
 from asyncflow import triggers
@@ -26,7 +28,6 @@ from asyncflow.errors import (
     DeploymentBusy,
     InvalidOption,
     MissingExtra,
-    TemplateError,
     UnknownAutomation,
     UnknownChannel,
 )
@@ -42,6 +43,9 @@ from asyncflow.triggers import EventRecord, Firing
 if TYPE_CHECKING:
     from asyncflow.engine import Engine
     from asyncflow.notifications.channels import Channel
+    from asyncflow.notifications.outbox import Decision
+
+T = TypeVar("T")
 
 #: Seconds between two looks at what has happened in other processes.
 LOOK = 0.5
@@ -57,6 +61,8 @@ WAITS = (0.0, 1.0, 10.0, 60.0)
 AT_ONCE = 10
 #: Seconds that an action may take.
 PATIENCE = 60.0
+#: Seconds that messages which are on their way have when an engine is closed.
+LAST_WORDS = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -110,6 +116,10 @@ class Automations(Rounds):
         self._watched: dict[str, Watched] = {}
         self.channels: dict[str, Channel] = {}
         self._all = False  # whether it watches for all automations of the store
+        #: What is being sent, by channel, beside everything else: a channel may be slow.
+        self._senders: dict[str, asyncio.Task[None]] = {}
+        #: When attempts failed, by channel: they count for its rate.
+        self._tried: dict[str, list[float]] = {}
 
     # --- what it watches for --------------------------------------------------------------------
 
@@ -118,8 +128,10 @@ class Automations(Rounds):
 
         Raises:
             AutomationLoop: it would fire itself.
+            TemplateError: a template of it is wrong.
         """
         engine = self._engine
+        _check_templates(automation)
         now = engine.clock.time()
         spec = json.dumps(automation.to_dict()).encode()
         state = json.dumps(triggers.start(automation.trigger, now)).encode()
@@ -193,11 +205,24 @@ class Automations(Rounds):
         if self._watched:
             self.sooner(SOON)
 
+    def _soon(self, seconds: float) -> None:
+        """Have a round in so many seconds at the latest, also where one is under way."""
+        if self._task is not None and not self._task.done():
+            self._again = True
+        else:
+            self.sooner(seconds)
+
     async def aclose(self) -> None:
         self._own.clear()
         self.channels.clear()
         self._all = False
         await super().aclose()
+        if senders := [one for one in self._senders.values() if not one.done()]:
+            # What is cut off is sent by the next life, perhaps once more.
+            _, late = await asyncio.wait(senders, timeout=LAST_WORDS)
+            for one in late:
+                one.cancel()
+            await asyncio.wait(senders)
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -339,13 +364,12 @@ class Automations(Rounds):
     async def _act(self) -> float:
         """Carry out what is due; seconds until there is something again."""
         engine = self._engine
-        wait = LOOK
         if self.channels:
-            wait = min(wait, await self._send())
+            await self._send()
         while engine.usable_still and (rows := await self._claimed()):
             gate = asyncio.Semaphore(AT_ONCE)
             await asyncio.gather(*[self._carry_out(row, gate) for row in rows])
-        return wait
+        return LOOK
 
     async def _claimed(self) -> list[DeliveryRow]:
         """Actions that are due, taken by this engine so that no other one takes them."""
@@ -423,7 +447,7 @@ class Automations(Rounds):
         cause = row.payload.get("cause", [])
         match action:
             case declared.RunDeployment():
-                parameters = self._rendered(action.parameters, row)
+                parameters = await self._aside(partial(self._rendered, action.parameters, row))
                 try:
                     run = await engine.planner().run_now(
                         action.name,
@@ -485,46 +509,88 @@ class Automations(Rounds):
             return [self._rendered(one, row) for one in value]
         return value
 
+    async def _aside(self, function: Callable[[], T]) -> T:
+        """Call a function that computes for a while, in a thread of the engine."""
+        future: asyncio.Future[T] = self._engine.loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return  # nobody waits any more
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._engine.threads.start(function, copy_context(), done)
+        return await future
+
     # --- notifications --------------------------------------------------------------------------
 
-    async def _send(self) -> float:
-        """Send what is due through our channels; seconds until there is something again."""
+    async def _send(self) -> None:
+        """See that what is due through our channels is sent, each at its own pace."""
         engine = self._engine
-        wait = LOOK
+        now = engine.clock.time()
         for channel in list(self.channels.values()):
-            until = await self._send_through(channel)
-            if until is not None:
-                wait = min(wait, max(0.0, until - engine.clock.time()))
-        return wait
+            sender = self._senders.get(channel.name)
+            if (sender is not None and not sender.done()) or channel.quiet_until(now) is not None:
+                continue
+            if engine.usable_still and await engine.reader.planned(
+                planning.waiting(channel.name, now)
+            ):
+                self._senders[channel.name] = engine.loop.create_task(
+                    self._send_through(channel), name=f"asyncflow-channel-{channel.name}"
+                )
 
-    async def _send_through(self, channel: Channel) -> float | None:
-        """Send what is due through one channel; when to look again."""
+    async def _send_through(self, channel: Channel) -> None:
+        """Send what is due through one channel."""
+        engine = self._engine
+        try:
+            found = await self._claimed_for(channel)
+            gate = asyncio.Semaphore(AT_ONCE)
+            await asyncio.gather(*[self._send_one(channel, rows, gate) for rows in found.send])
+        except Exception as error:
+            text = channel.mask(told(error, 300))
+            engine.report(f"nothing goes through {channel.name!r}, which is tried again: {text}")
+            return
+        if found.send:
+            self._soon(0.0)
+        elif found.wait_until is not None:
+            self._soon(max(0.0, found.wait_until - engine.clock.time()))
+
+    async def _claimed_for(self, channel: Channel) -> Decision:
+        """What is to be sent through a channel, taken by this engine. It is so on disk before it
+        is sent: what a crash cuts off is tried again, and counted.
+        """
         from asyncflow.notifications import outbox
 
         engine = self._engine
         now = engine.clock.time()
         since = now - (channel.rate_limit[1] if channel.rate_limit is not None else 0.0)
+        tried = self._tried[channel.name] = [
+            at for at in self._tried.get(channel.name, ()) if at > since
+        ]
 
         def claim(plans: Planning) -> outbox.Decision:
-            due = plans.due(now, [channel.name], engine.id, engine.is_alive, PAGE)
-            found = outbox.decide(due, channel, plans.sent_since(channel.name, since), now)
-            taken = [
-                [
-                    r._replace(state="sending", engine=engine.id, attempts=r.attempts + 1)
-                    for r in rows
+            due: list[DeliveryRow] = []
+            spent: list[DeliveryRow] = []
+            for row in plans.due(now, [channel.name], engine.id, engine.is_alive, PAGE):
+                (spent if outbox.is_spent(row, channel) else due).append(row)
+            if spent:
+                text = "the process died in the middle, time and again"
+                spent = [
+                    r._replace(state="failed", ended_at=now, error=text, engine=None) for r in spent
                 ]
-                for rows in found.send
-            ]
+                plans.save(spent)
+                plans.emit([self._failure(row) for row in spent])
+            left = {row.next_at for row in due if row.state == "sending"}  # by the dead
+            sent = plans.sent_since(channel.name, since, channel.digest_seconds is not None)
+            lately = [at for at in sent if at not in left] + tried
+            found = outbox.decide(due, channel, lately, now)
+            taken = [[outbox.claimed(r, engine.id, now) for r in rows] for rows in found.send]
             plans.save([row for rows in taken for row in rows])
             return outbox.Decision(taken, found.wait_until)
 
-        if not await engine.reader.planned(planning.waiting(channel.name, now)):
-            return None
-        # On disk before it is sent: what a crash cuts off is tried again, and counted.
-        found = await engine.writer.do(lambda: engine.store.plan(claim))
-        gate = asyncio.Semaphore(AT_ONCE)
-        await asyncio.gather(*[self._send_one(channel, rows, gate) for rows in found.send])
-        return found.wait_until
+        return await engine.writer.do(lambda: engine.store.plan(claim))
 
     async def _send_one(
         self, channel: Channel, rows: list[DeliveryRow], gate: asyncio.Semaphore
@@ -540,19 +606,21 @@ class Automations(Rounds):
                 for row in rows:
                     action = await self._action(row)
                     parts.append((message_data(row), action.subject, action.body))
-                first = rows[0]
-                id_ = _message_id(first)
-                message = await asyncio.to_thread(sending.compose, channel, id_, parts)
+                id_ = _message_id(rows)
+                message = await self._aside(partial(sending.compose, channel, id_, parts))
                 reply = await sending.send(channel, message, engine.clock.time())
             except DeliveryFailed as error:
                 failure = error
-            except (TemplateError, MissingExtra, UnknownAutomation, InvalidOption) as error:
+            except UnknownAutomation as error:
                 failure = DeliveryFailed(str(error), final=True)
-            except TimeoutError:
-                failure = DeliveryFailed(f"no answer within {channel.timeout_seconds:g} s")
+            except (MissingExtra, InvalidOption) as error:
+                # Of this process; the next one may have what is missing.
+                failure = DeliveryFailed(str(error))
             except Exception as error:
-                failure = DeliveryFailed(engine.masker.text(told(error, 300)))
+                failure = DeliveryFailed(channel.mask(engine.masker.text(told(error, 300))))
         now = engine.clock.time()
+        if failure is not None and channel.rate_limit is not None:
+            self._tried.setdefault(channel.name, []).append(now)
         await self.save([outbox.after(row, channel, failure, reply, now) for row in rows])
 
     async def send_test(self, channel: str | Channel) -> str:
@@ -571,9 +639,8 @@ class Automations(Rounds):
         data = {**templates.SAMPLE, "automation": "a test"}
         subject = "a test message of asyncflow"
         parts = [(data, subject, None)]
-        message = await asyncio.to_thread(
-            sending.compose, channel, f"test-{new_run_id(now)}", parts
-        )
+        id_ = f"test-{new_run_id(now)}"
+        message = await self._aside(partial(sending.compose, channel, id_, parts))
         return await sending.send(channel, message, now)
 
 
@@ -596,15 +663,35 @@ def message_data(row: DeliveryRow) -> dict[str, Any]:
     }
 
 
-def _message_id(row: DeliveryRow) -> str:
-    """The same for all attempts at one delivery, and for no other."""
-    text = f"{row.automation}/{row.action}/{row.key}"
+def _message_id(rows: Sequence[DeliveryRow]) -> str:
+    """The same for all attempts at these deliveries, and for no others."""
+    text = "\n".join(f"{row.automation}/{row.action}/{row.key}" for row in rows)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _actions(automation: Automation) -> tuple[Any, ...]:
     actions: Any = automation.actions
     return tuple(actions)
+
+
+def _check_templates(automation: Automation) -> None:
+    texts: list[str] = []
+    for action in _actions(automation):
+        if isinstance(action, declared.Notify):
+            texts += [text for text in (action.subject, action.body) if text is not None]
+        elif isinstance(action, declared.RunDeployment):
+            open_: list[Any] = [action.parameters]
+            while open_:
+                one = open_.pop()
+                if isinstance(one, str) and ("{{" in one or "{%" in one):
+                    texts.append(one)
+                elif isinstance(one, dict | list):
+                    open_ += one.values() if isinstance(one, dict) else one
+    if texts:
+        from asyncflow.notifications import templates
+
+        for text in texts:
+            templates.check(text)
 
 
 def _because(cause: list[str]) -> str:

@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import json
 import socket
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import DefaultResolver
+from yarl import URL
 
 from asyncflow.errors import DeliveryFailed, InvalidOption, InvalidSignature
+from asyncflow.notifications.addresses import is_public
 from asyncflow.notifications.channels import Channel
+from asyncflow.retry import RETRY_AFTER_CAP, parse_retry_after
 
 #: Redirects that are followed, each checked like the first.
 MOST_REDIRECTS = 3
-#: Bytes of an answer that are read.
-MOST_ANSWER = 4096
-#: Seconds that a receiver may ask to wait.
-MOST_WAIT = 300.0
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: What may go better another time, beside all of 5xx.
+_AGAIN = frozenset({408, 425, 429})
 
 
 def sign(secret: str, timestamp: int, body: bytes) -> str:
@@ -76,19 +73,8 @@ def verify_webhook(
         raise InvalidSignature(f"the webhook was signed {now - int(stamp):,.0f} s ago")
 
 
-def is_public(address: str) -> bool:
-    """Whether the internet can reach an address; those inside of others count as what they are."""
-    try:
-        found: Any = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo or (None, None))[1]
-        if inner is None and found in _NAT64:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return bool(found.is_global) and not found.is_multicast
+class NotPublic(OSError):
+    """A name or URL leads to an address that the internet cannot reach."""
 
 
 class Guard(AbstractResolver):
@@ -107,17 +93,30 @@ class Guard(AbstractResolver):
         found = await self._inner.resolve(host, port, family)
         fine = [one for one in found if is_public(one["host"])]
         if not fine:
-            raise OSError(f"{host} leads to an address that is not public")
+            raise NotPublic(f"{host} leads to an address that is not public")
         return fine
 
     async def close(self) -> None:
         await self._inner.close()
 
 
+def guarded(info: Any) -> socket.socket:
+    """A socket for a connection to this address: the last place where one can be refused.
+
+    However an address was written and resolved, this is the one that is connected to.
+    """
+    family, kind, protocol, _, address = info
+    if not is_public(str(address[0])):
+        raise NotPublic("it leads to an address that is not public")
+    return socket.socket(family, kind, protocol)
+
+
 async def post(
     channel: Channel, message: Mapping[str, Any], event_id: str, now: float, resolver: Any = None
 ) -> str:
     """Send a message as a webhook; what came of it.
+
+    Only the status of the answer counts: its body is not read.
 
     Args:
         message: plain data.
@@ -129,60 +128,78 @@ async def post(
     """
     import aiohttp
 
-    body = json.dumps(message, ensure_ascii=False, default=str).encode()
+    text = json.dumps(message, default=str)
+    if "NaN" in text or "Infinity" in text:  # which JSON has not
+        text = json.dumps(json.loads(text, parse_constant=lambda _: None))
+    body = text.encode()
     stamp = int(now)
     headers = {
+        "User-Agent": "asyncflow",
         **channel.headers,
         "Content-Type": "application/json",
-        "User-Agent": "asyncflow",
         "Asyncflow-Timestamp": str(stamp),
         "Asyncflow-Event-Id": event_id,
     }
     if channel.key is not None:
         headers["Asyncflow-Signature"] = sign(channel.key, stamp, body)
+    private = channel.allow_private
     connector = aiohttp.TCPConnector(
-        resolver=None if channel.allow_private else Guard(resolver), force_close=True
+        resolver=resolver if private else Guard(resolver),
+        socket_factory=None if private else guarded,
+        use_dns_cache=False,
+        force_close=True,
     )
     timeout = aiohttp.ClientTimeout(total=channel.timeout_seconds)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as web:
-        url = first = channel.target
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+    ) as web:
+        url = first = _checked(channel.target, private)
         for _ in range(MOST_REDIRECTS + 1):
-            _check_literal(url, channel)
             try:
                 async with web.post(
                     url, data=body, headers=headers, allow_redirects=False
                 ) as answer:
-                    await answer.content.read(MOST_ANSWER)
                     status, told = answer.status, answer.headers
             except TimeoutError:
                 raise DeliveryFailed(f"no answer within {channel.timeout_seconds:g} s") from None
             except (aiohttp.ClientError, OSError) as error:
                 # Of refused addresses, too: what a name leads to may change.
-                reason = getattr(error, "os_error", None) or error
-                text = f"{type(error).__name__}: {getattr(reason, 'strerror', None) or reason}"
-                raise DeliveryFailed(text[:300]) from None
+                raise DeliveryFailed(_reason(error)) from None
             if status not in (301, 302, 303, 307, 308):
-                return _judge(status, told)
-            target = urljoin(url, told.get("Location", ""))
-            if urlsplit(target).scheme != "https" and urlsplit(url).scheme == "https":
+                return _judge(status, told, now)
+            target = _joined(url, told.get("Location", ""), private)
+            if target.scheme != "https" and url.scheme == "https":
                 raise DeliveryFailed("it redirects from https to http", final=True)
-            if urlsplit(target).netloc != urlsplit(first).netloc:
+            if target.origin() != first.origin():
                 # Another receiver: it gets nothing that proves who we are.
-                headers.pop("Asyncflow-Signature", None)
-                for name in channel.headers:
-                    headers.pop(name, None)
+                headers = {
+                    name: value
+                    for name, value in headers.items()
+                    if name != "Asyncflow-Signature" and name not in channel.headers
+                }
             url = target
     raise DeliveryFailed(f"it redirects more than {MOST_REDIRECTS} times", final=True)
 
 
-def _check_literal(url: str, channel: Channel) -> None:
-    """Refuse what is no web address, and addresses that stand in a URL and are not public."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise DeliveryFailed("it redirects to what is no web address", final=True)
-    if channel.allow_private:
-        return
-    host = parts.hostname
+def _joined(url: URL, location: str, private: bool) -> URL:
+    """Where a redirect leads."""
+    try:
+        target = url.join(URL(location))
+        if not location or target.user is not None or target.scheme not in ("http", "https"):
+            raise ValueError
+        return _checked(str(target), private)
+    except ValueError:
+        raise DeliveryFailed("it redirects to what is no web address", final=True) from None
+
+
+def _checked(text: str, private: bool) -> URL:
+    """A URL as aiohttp reads it, unless an address stands in it that is not public."""
+    url = URL(text)
+    host = (url.raw_host or "").rstrip(".").lower()
+    if not host:
+        raise ValueError
+    if private:
+        return url
     try:
         # As the C library reads them: 2130706433, 0x7f.1 and 127.1 are all 127.0.0.1.
         literal = socket.inet_ntoa(socket.inet_aton(host))
@@ -193,13 +210,24 @@ def _check_literal(url: str, channel: Channel) -> None:
             f"{host} is not a public address: allow_private=True of the channel allows it",
             final=True,
         )
+    return url
 
 
-def _judge(status: int, headers: Mapping[str, str]) -> str:
+def _reason(error: BaseException) -> str:
+    """What went wrong, without the URL, which aiohttp tells of in some errors."""
+    inner = getattr(error, "os_error", None) or error
+    name = type(error).__name__
+    if isinstance(inner, OSError):
+        return f"{name}: {inner.strerror or inner}"[:300]
+    return name
+
+
+def _judge(status: int, headers: Mapping[str, str], now: float) -> str:
     if 200 <= status < 300:
         return f"HTTP {status}"
-    if status in _AGAIN:
-        text = headers.get("Retry-After", "")
-        after = min(float(text), MOST_WAIT) if text.isascii() and text.isdigit() else None
-        raise DeliveryFailed(f"HTTP {status}", after=after)
+    if status in _AGAIN or status >= 500:
+        after = parse_retry_after(headers.get("Retry-After", ""), now)
+        raise DeliveryFailed(
+            f"HTTP {status}", after=None if after is None else min(after, RETRY_AFTER_CAP)
+        )
     raise DeliveryFailed(f"HTTP {status}", final=True)

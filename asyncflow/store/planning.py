@@ -571,13 +571,20 @@ class Planning:
         ).fetchone()
         return found[0] if found is not None else None
 
-    def sent_since(self, channel: str, since: float) -> list[float]:
-        """When deliveries of a channel were made, for its rate."""
+    def sent_since(self, channel: str, since: float, together: bool = False) -> list[float]:
+        """When messages of a channel went, or began to go, for its rate.
+
+        Args:
+            together: deliveries that ended in one instant were one message.
+        """
         sql = (
-            "SELECT ended_at FROM deliveries WHERE ended_at >= ? AND channel = ?"
-            " AND state = 'delivered' ORDER BY ended_at"
+            f"SELECT {'DISTINCT ' if together else ''}ended_at FROM deliveries WHERE ended_at >= ?"
+            " AND channel = ? AND state = 'delivered' UNION ALL"
+            f" SELECT {'DISTINCT ' if together else ''}next_at FROM deliveries"
+            " WHERE ended_at IS NULL AND next_at >= ? AND channel = ? AND state = 'sending'"
+            " ORDER BY 1"
         )
-        return [row[0] for row in self._db.execute(sql, (since, channel))]
+        return [row[0] for row in self._db.execute(sql, (since, channel, since, channel))]
 
     # --- retention ------------------------------------------------------------------------------
 

@@ -321,6 +321,21 @@ def test_a_delivery_that_has_ended_changes_no_more(opened: ReadableStore) -> Non
     assert opened.plan(lambda p: p.sent_since("ops", 0.0)) == [7.0]
 
 
+def test_what_is_on_its_way_counts_for_a_rate_and_what_went_together_counts_once(
+    opened: ReadableStore,
+) -> None:
+    for key in ("a", "b", "c", "d"):
+        opened.plan(lambda p, key=key: p.deliver(delivery(key)))
+    first, second, third, _ = opened.plan(lambda p: p.due(6.0, ["ops"], 1, lambda _: True, 10))
+    done = [row._replace(state="delivered", ended_at=7.0) for row in (first, second)]
+    going = third._replace(state="sending", engine=1, next_at=8.0)
+    opened.plan(lambda p: p.save([*done, going]))
+    assert opened.plan(lambda p: p.sent_since("ops", 5.0)) == [7.0, 7.0, 8.0]
+    assert opened.plan(lambda p: p.sent_since("ops", 5.0, together=True)) == [7.0, 8.0]
+    assert opened.plan(lambda p: p.sent_since("ops", 7.5)) == [8.0]
+    assert opened.plan(lambda p: p.sent_since("other", 0.0)) == []
+
+
 async def test_events_of_all_kinds_are_one_series(opened: ReadableStore) -> None:
     deploy(opened)
     made = begun(opened, begin(1, 15.0)).run

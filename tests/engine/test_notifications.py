@@ -21,6 +21,8 @@ from asyncflow import (
     Engine,
     EventTrigger,
     Notify,
+    RunDeployment,
+    TemplateError,
     UnknownChannel,
     flow,
     verify_webhook,
@@ -134,7 +136,7 @@ async def test_a_failure_is_told_by_mail_and_webhook(
         deliveries = await settled(engine, 2)
     assert [d.state for d in deliveries] == ["delivered"] * 2
     (mail,) = mailbox.mails
-    assert mail["Subject"] == "flow-run.Failed: doomed"
+    assert mail["Subject"] == "flow doomed failed: doomed"
     assert mail["To"] == "a@example.org, b@example.org"
     text = str(mail.get_payload())
     assert run.id in text
@@ -218,17 +220,33 @@ async def test_many_failures_are_one_digest(path: Path, receiver: Receiver) -> N
     assert len(told["firings"]) == 4
 
 
-async def test_a_template_that_fails_ends_the_delivery_and_nothing_else(
-    path: Path, receiver: Receiver
-) -> None:
+async def test_a_template_that_fails_loses_no_message(path: Path, receiver: Receiver) -> None:
     async with Engine(path) as engine:
         engine.add_channel(hook(receiver))
-        await engine.automate(watch("hook", body="{{ event.nothing.at.all }}"))
+        # Well with what it is tried with, which has a tag.
+        await engine.automate(watch("hook", body="{{ 1 // event.tags|length }}"))
         await (await engine.submit(doomed)).wait()
         (delivery,) = await settled(engine, 1)
-    assert delivery.state == "failed"
-    assert "template" in delivery.error
-    assert receiver.got == []
+    assert delivery.state == "delivered"
+    ((_, body),) = receiver.got
+    text = json.loads(body)["text"]
+    assert "the disk is on fire" in text
+    assert "this is the default text, as the template" in text
+
+
+async def test_a_template_that_is_wrong_is_refused_when_it_is_declared(path: Path) -> None:
+    async with Engine(path) as engine:
+        with pytest.raises(TemplateError, match="'run' is not known"):
+            await engine.automate(watch("hook", body="{{ run.name }}"))
+        with pytest.raises(TemplateError, match="no 'flow_name'"):
+            await engine.automate(
+                Automation(
+                    "again",
+                    EventTrigger("flow-run.Failed"),
+                    [RunDeployment("other", {"of": ["{{ event.flow_name }}"]})],
+                )
+            )
+        assert await engine.automations() == []
 
 
 async def test_a_test_message_says_what_came_of_it(path: Path, receiver: Receiver) -> None:
@@ -319,7 +337,7 @@ async def test_a_receiver_that_never_answers_has_its_end() -> None:
 
 
 async def test_a_service_of_apprise_gets_it(receiver: Receiver) -> None:
-    channel = Channel("json", f"json://127.0.0.1:{receiver.port}/x")
+    channel = Channel("json", f"json://127.0.0.1:{receiver.port}/x", allow_private=True)
     assert await send(channel, MESSAGE, 0.0) == "sent"
     assert json.loads(receiver.got[0][1])["title"] == "subject"
     receiver.answers = [web.Response(status=500) for _ in range(5)]

@@ -16,8 +16,8 @@ import asyncflow
 PACKAGE = Path(asyncflow.__file__).parent
 #: Modules that `import asyncflow` must not load: they are for those who use them.
 HEAVY = [
-    "aiohttp", "aiosqlite", "anyio", "asyncio", "click", "cronsim", "dateutil", "matplotlib",
-    "orjson", "pydantic", "sqlite3", "uvloop", "zoneinfo",
+    "aiohttp", "aiosmtplib", "aiosqlite", "anyio", "apprise", "asyncio", "click", "cronsim",
+    "dateutil", "jinja2", "matplotlib", "orjson", "pydantic", "sqlite3", "uvloop", "zoneinfo",
 ]  # fmt: skip
 
 

@@ -103,8 +103,8 @@ def test_quiet_time_ends_by_the_wall_clock(clock: str, ends: str | None) -> None
 
 def test_the_default_message_says_what_happened_and_what_to_do() -> None:
     data = {**templates.SAMPLE, "labels": {"flow": "etl"}}
-    assert templates.render(templates.SUBJECT, data) == "flow-run.Failed: a run"
-    body = templates.render(templates.BODY, data)
+    assert templates.default_subject(data) == "flow a flow failed: a run"
+    body = templates.default_body(data)
     for text in ("a message", "run_id: 0190163d", "asyncflow resume 0190163d", "flow: etl"):
         assert text in body
 
@@ -126,7 +126,7 @@ def test_the_default_message_says_what_happened_and_what_to_do() -> None:
         "{{ 'x'.ljust(1000000000) }}",
         "{{ 'x' | center(1000000000) }}",
         "{% for i in range(100000000) %}x{% endfor %}",
-        "{% for i in range(1000) %}{% for j in range(1000) %}xxxxx{% endfor %}{% endfor %}",
+        "{% for i in range(1000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}",
         "{% include '/etc/passwd' %}",
         "{% if %}",
         "{{ 1 / 0 }}",
@@ -163,7 +163,7 @@ def test_a_message_has_one_line_as_subject_and_wakes_nobody_by_accident() -> Non
     data["event"]["run_name"] = "a\r\nBcc: all@example.org"
     channel = Channel("ops", HOOK, body="{{ event.message[:50000] }}\x1b[31m")
     message = sending.compose(channel, "id", [(data, None, None)])
-    assert message.subject == "flow-run.Failed: a Bcc: all@example.org"
+    assert message.subject == "flow a flow failed: a Bcc: all@example.org"
     assert len(message.body) == sending.LONGEST_BODY
     assert "\x1b" not in message.body
 
@@ -241,7 +241,7 @@ def test_a_digest_waits_for_others_and_does_not_wait_twice() -> None:
     assert sent(channel, rows, [], 125.0) == ([], 130.0)
     assert sent(channel, rows, [], 130.0) == ([[1, 2]], None)
     tried = [row(1, created_at=100.0, attempts=1), row(2, created_at=101.0)]
-    assert sent(channel, tried, [], 105.0) == ([[1], [2]], None)
+    assert sent(channel, tried, [], 105.0) == ([[1]], 131.0)
 
 
 def test_in_quiet_time_nothing_goes() -> None:
