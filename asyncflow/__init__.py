@@ -11,6 +11,11 @@ from asyncflow._version import __version__
 
 if TYPE_CHECKING:
     from asyncflow import runtime as runtime
+    from asyncflow.artifacts import create_image_artifact as create_image_artifact
+    from asyncflow.artifacts import create_link_artifact as create_link_artifact
+    from asyncflow.artifacts import create_markdown_artifact as create_markdown_artifact
+    from asyncflow.artifacts import create_table_artifact as create_table_artifact
+    from asyncflow.artifacts import set_progress as set_progress
     from asyncflow.automations import AbsenceTrigger as AbsenceTrigger
     from asyncflow.automations import AllOf as AllOf
     from asyncflow.automations import AnyOf as AnyOf
@@ -122,6 +127,7 @@ if TYPE_CHECKING:
     from asyncflow.tasks import unmapped as unmapped
     from asyncflow.transactions import Transaction as Transaction
     from asyncflow.transactions import transaction as transaction
+    from asyncflow.views import Artifact as Artifact
     from asyncflow.views import TaskRun as TaskRun
     from asyncflow.waits import idempotency_key as idempotency_key
     from asyncflow.waits import now as now
@@ -135,6 +141,10 @@ if TYPE_CHECKING:
 
 #: Where each name lives.
 _HOMES = {
+    "asyncflow.artifacts": (
+        "create_image_artifact", "create_link_artifact", "create_markdown_artifact",
+        "create_table_artifact", "set_progress",
+    ),
     "asyncflow.automations": (
         "AbsenceTrigger", "AllOf", "AnyOf", "Automation", "CallFunction", "CancelRun",
         "DurationTrigger", "EventTrigger", "InSequence", "Notify", "PauseSchedule",
@@ -177,7 +187,7 @@ _HOMES = {
     "asyncflow.store.sqlite": ("SqliteStore",),
     "asyncflow.tasks": ("Task", "allow_failure", "task", "unmapped"),
     "asyncflow.transactions": ("Transaction", "transaction"),
-    "asyncflow.views": ("TaskRun",),
+    "asyncflow.views": ("Artifact", "TaskRun"),
     "asyncflow.waits": (
         "idempotency_key", "now", "pause_flow_run", "random", "send_event", "sleep",
         "sleep_until", "uuid4", "wait_for_event",

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow.states import StateType
 from asyncflow.store.base import (
+    ArtifactRow,
     AttemptRow,
     EventRow,
     LogRow,
@@ -51,6 +52,7 @@ LAST = 253_402_300_799
 Check: TypeAlias = Callable[[Any], Any]
 
 _ID = re.compile(r"[a-z0-9-]{1,64}")
+_KEY = re.compile(r"~?[a-z0-9][a-z0-9_.-]{0,99}")
 _STATES = frozenset(state.value for state in StateType)
 _KINDS = frozenset({ResultKind.NONE, ResultKind.JSON, ResultKind.PICKLE, ResultKind.NOT_STORED})
 
@@ -164,6 +166,12 @@ def _json(value: Any) -> bytes:
 
 def _object_text(value: Any) -> str:
     return _object(_text(value)).decode()
+
+
+def _key(value: Any) -> str:
+    if _KEY.fullmatch(_text(value)) is None:
+        raise ValueError
+    return str(value)
 
 
 def _or_none(check: Check) -> Check:
@@ -313,6 +321,19 @@ TABLES = (
             "level": _count,
             "logger": _text,
             "message": _text,
+        },
+    ),
+    Table(
+        "artifact",
+        ArtifactRow,
+        {
+            "key": _key,
+            "seq": _or_none(_seq),
+            "kind": _text,
+            "description": _text,
+            "data": _object,
+            "created_at": _moment,
+            "updated_at": _moment,
         },
     ),
 )

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asyncflow import codec, edits, rows
+from asyncflow.artifacts import Shown
 from asyncflow.asides import Asides
 from asyncflow.bodies import Bodies
 from asyncflow.calls import Calls, Inputs
@@ -69,6 +70,7 @@ from asyncflow.states import SKIPPED, Failed, State, StateType, Unread, types_an
 from asyncflow.store.base import (
     ALL,
     IMPORTED,
+    ArtifactQuery,
     EngineRow,
     EventQuery,
     LimitRow,
@@ -87,6 +89,7 @@ from asyncflow.store.base import (
     Writes,
 )
 from asyncflow.views import (
+    Artifact,
     Event,
     Listing,
     LogLine,
@@ -385,6 +388,7 @@ class Engine(Plans):
         self.executor.cache = Flights(self)
         self.executor.asides = self.asides = Asides(self)
         self.flows = Flows(self)
+        self.shown = Shown(self)
         self.waiting = Waiting(self, self._suspend_after)
         self._resources = Opened(self.loop)
         self._runners: dict[Any, Any] = {}
@@ -1914,6 +1918,49 @@ class Engine(Plans):
             str(page.next_cursor) if page.next_cursor is not None else None,
         )
 
+    async def artifacts(
+        self,
+        run_id: str,
+        *,
+        kind: str | Iterable[str] = (),
+        key: str | None = None,
+        task_run_id: str | None = None,
+        limit: int = 1000,
+        cursor: str | None = None,
+    ) -> Listing[Artifact]:
+        """What a flow run shows, in the order in which it was first shown.
+
+        Args:
+            kind: only "markdown", "table", "link", "image" or "progress", or several of them.
+            key: only the one with this key.
+            task_run_id: only of this task run.
+            limit: 1 to 10,000 of them.
+            cursor: `next_cursor` of the page before.
+
+        Raises:
+            ValueError: an argument makes no sense.
+            UnknownRun: there is no such run.
+        """
+        live = self.live.get(run_id)
+        if live is not None:
+            self.shown.flush(live)
+        await self.written()
+        row = await self._row(run_id)
+        page = await self.reader.artifacts(
+            ArtifactQuery(
+                run=row.pk,
+                key=key,
+                kinds=(kind,) if isinstance(kind, str) else tuple(kind),
+                seq=None if task_run_id is None else _seq_of(row.id, task_run_id),
+                after=_cursor(cursor) or 0,
+                limit=_limit(limit),
+            )
+        )
+        return Listing(
+            [Artifact.of_row(row.id, r) for r in page.rows],
+            str(page.next_cursor) if page.next_cursor is not None else None,
+        )
+
     async def diff(self, first: str, second: str) -> RunDiff:
         """Where two runs differ: parameters, state and task runs, matched by their inputs.
 
@@ -2211,6 +2258,14 @@ def _first_seq(run: RunRow, calls: Iterable[TaskRow], children: Iterable[RunRow]
     if not seqs:
         raise edits.unknown(run.id, task)
     return min(seqs)
+
+
+def _seq_of(run_id: str, task_run_id: str) -> int:
+    """The number of a task run, by its id."""
+    start, _, number = task_run_id.rpartition("-")
+    if start != run_id or not (number.isascii() and number.isdigit() and len(number) < 11):
+        raise ValueError(f"task_run_id={task_run_id!r} is not one of the run {run_id}")
+    return int(number)
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

@@ -311,10 +311,13 @@ class Flows:
         store, pk = self._engine.store, run.pk
         story = [] if fresh or not run.failed_seqs else await self._engine.reader.states(pk)
 
-        def read() -> tuple[Any, Any, Any]:
-            return store.calls(pk), store.children(pk), store.marks(pk)
+        def read() -> tuple[Any, Any, Any, list[str]]:
+            return (
+                store.calls(pk), store.children(pk), store.marks(pk), store.artifact_keys(pk)
+            )  # fmt: skip
 
-        tasks, children, marks = await self._engine.writer.do(read)
+        tasks, children, marks, shown = await self._engine.writer.do(read)
+        self._engine.shown.restore(run, shown)
         again = frozenset(run.failed_seqs)
         if not fresh and again:
             again = _not_yet_again(run, again, story, tasks, children)
@@ -851,6 +854,7 @@ class Flows:
         if run.history and state is not S.PAUSED:
             self._tell_changed(run)
         await engine.flush_logs(run)
+        engine.shown.flush(run)
         if state is S.PAUSED and run.phase is S.PAUSED:
             # It waits already: it does so in the store from now on, for whoever takes it over.
             engine.let_go(run)
@@ -953,6 +957,7 @@ class Flows:
         if engine.scheduler is not None and run.extra.deployment is not None:
             engine.scheduler.ended(run.extra.deployment)
         engine.calls.forget(run)
+        engine.shown.forget(run)
         run.history = None
         run.seen_hashes.clear()
         run.repeats.clear()

@@ -33,11 +33,13 @@ from asyncflow.capsule import (
 )
 from asyncflow.decisions import MESSAGE, message_id
 from asyncflow.errors import InvalidExport, StoreError
+from asyncflow.exhibits import is_sound
 from asyncflow.ids import new_run_id
 from asyncflow.states import StateType
 from asyncflow.store.base import (
     IMPORTED,
     AnyRow,
+    ArtifactRow,
     EventRow,
     MarkRow,
     ResultKind,
@@ -297,6 +299,11 @@ class _Reading:
             # It happened elsewhere, and nobody here shall act on it.
             values["epoch"] = ~values["epoch"]
             row = EventRow(id=0, run=self.runs, **values)
+        elif table.row is ArtifactRow:
+            row = ArtifactRow(id=0, run=self.runs, **values)
+            # Who looks at it must not be led astray by what a stranger has written.
+            if not is_sound(row.kind, orjson.loads(row.data)):
+                self._lines.damaged(f"{_a(kind)} makes no sense")
         else:
             row = table.row(run=self.runs, **values)
         if table.order is not None:

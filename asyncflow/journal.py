@@ -21,6 +21,7 @@ from asyncflow.machine import Machine
 from asyncflow.run import Call, Item, Run
 from asyncflow.states import StateType
 from asyncflow.store.base import (
+    ArtifactRow,
     AttemptRow,
     CacheRow,
     EventRow,
@@ -89,6 +90,7 @@ class Journal:
         self._marks: list[MarkRow] = []
         self._cache: list[CacheRow] = []
         self._events: list[EventRow] = []
+        self._artifacts: dict[tuple[int, str], ArtifactRow] = {}
         self._epochs: dict[int, int] = {}
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._gathered = 0  # transactions begun
@@ -128,6 +130,12 @@ class Journal:
         self._events.append(row)
         self.soon()
 
+    def artifact(self, row: ArtifactRow, epoch: int) -> None:
+        """A run shows something, or another thing than before, or no longer."""
+        self._artifacts[row.run, row.key] = row
+        self._epochs[row.run] = epoch
+        self.soon()
+
     def soon(self) -> None:
         """See to it that what has gathered is written at the end of this turn of the loop."""
         if not self._scheduled and not self._writing:
@@ -149,6 +157,7 @@ class Journal:
             or self._attempts
             or self._cache
             or self._events
+            or self._artifacts
         )
 
     # --- writing ------------------------------------------------------------------------------
@@ -193,10 +202,10 @@ class Journal:
     def _gather(self) -> tuple[list[Call | Item], Writes, int]:
         machine, warn = self._machine, self._warn
         changed = machine.changed
-        if len(changed) > MOST:
-            calls, machine.changed = changed[:MOST], changed[MOST:]
-        else:
-            calls, machine.changed = changed, []
+        # It stays the same list: a worker that runs items adds to it, and this may be called by
+        # the code of one.
+        calls = changed[:MOST]
+        del changed[:MOST]
         ends: list[Call | Item] = []
         tasks: list[TaskRow] = []
         fences = self._epochs
@@ -244,11 +253,13 @@ class Journal:
             [],
             self._cache,
             self._events,
+            list(self._artifacts.values()),
             fences,
         )
+        size += sum(len(row.data) for row in writes.artifacts)
         self._runs, self._attempts, self._logs = {}, [], []
         self._states, self._marks, self._cache = [], [], []
-        self._events, self._epochs = [], {}
+        self._events, self._artifacts, self._epochs = [], {}, {}
         if self.hide is not None:
             self.hide(writes)
         return ends, writes, size

@@ -14,7 +14,7 @@ from asyncflow.run import Call
 from asyncflow.states import State, StateType, default_name
 
 if TYPE_CHECKING:
-    from asyncflow.store.base import EventRow, LogRow, RunRow, TaskRow
+    from asyncflow.store.base import ArtifactRow, EventRow, LogRow, RunRow, TaskRow
 
 T = TypeVar("T")
 
@@ -181,6 +181,48 @@ class Event:
             message=row.message,
             epoch=max(row.epoch, ~row.epoch),
             payload=json.loads(row.payload) if row.payload is not None else None,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Artifact:
+    """Something that a run shows.
+
+    Attributes:
+        id: of the artifact; the same as long as it is replaced by others of its key.
+        key: what it was called; None: it was given no name.
+        kind: "markdown", "table", "link", "image" or "progress".
+        data: what it holds, by kind. Markdown: `markdown`, as it was written (it is not safe HTML:
+            see `asyncflow.server.markdown`), and `bytes` where it was cut. Table: `columns` (None
+            where they have no names) and `rows`; `total_rows`, `total_columns` where it was cut.
+            Link: `url`, `text`. Image: `mime`, `base64` and `bytes`, or `url`. Progress: `done`,
+            `total` (or None) and `message`.
+        task_run_id: the task run that made it; None: the flow itself.
+        created_at, updated_at: when the first one of its key was made, and the last.
+    """
+
+    id: str
+    run_id: str
+    key: str | None
+    kind: str
+    description: str
+    data: dict[str, Any]
+    task_run_id: str | None
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of_row(cls, run_id: str, row: ArtifactRow) -> Artifact:
+        return cls(
+            id=f"{run_id}:{row.key}",
+            run_id=run_id,
+            key=None if row.key.startswith("~") else row.key,
+            kind=row.kind,
+            description=row.description,
+            data=json.loads(row.data or b"{}"),
+            task_run_id=f"{run_id}-{row.seq}" if row.seq is not None else None,
+            created_at=datetime.fromtimestamp(row.created_at, UTC),
+            updated_at=datetime.fromtimestamp(row.updated_at, UTC),
         )
 
 

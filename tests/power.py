@@ -30,6 +30,7 @@ from unittest import mock
 from asyncflow.errors import ResultUnreadable
 from asyncflow.store import sqlite as module
 from asyncflow.store.base import (
+    ArtifactRow,
     AttemptRow,
     CacheRow,
     EngineRow,
@@ -108,6 +109,9 @@ def _write(name: str, first: int, *results: bytes, **more: Any) -> Callable[[Sql
             marks=[MarkRow(run.pk, b"scope", first, b"mark", first)],
             attempts=[AttemptRow(run.pk, first, 1, 1.0, 2.0, None, b"error")],
             logs=[LogRow(run.pk, first, 2.0, 20, "logger", f"line {first}")],
+            artifacts=[
+                ArtifactRow(0, run.pk, f"k{first % 2}", first, "table", "", b"{}", 2.0, 2.0)
+            ],
             fences={run.pk: run.epoch},
         )
         for kind, rows in more.items():

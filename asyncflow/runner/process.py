@@ -88,6 +88,11 @@ class ProcessRunner:
                     f"the worker process {worker.pid} died ({_told(code)}) while it ran a task"
                 ) from None
             message = pickle.loads(data)  # noqa: S301 - from our own child
+            if message[0] == "call":
+                from asyncflow.artifacts import from_outside
+
+                from_outside(message[1], message[2])
+                continue
             if message[0] != "log":
                 return message
             _, name, level, text = message

@@ -25,6 +25,7 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from asyncflow.registry import load_file
+from asyncflow.runner import outside
 
 _SIZE = struct.Struct(">Q")
 #: The script whose functions are asked for, once it has been loaded. (Not told by `sys.modules`:
@@ -128,6 +129,7 @@ def main() -> None:
             os.killpg(0, signal.SIGKILL) if hasattr(os, "killpg") else os._exit(1)
 
     threading.Thread(target=listen, name="asyncflow-parent-watch", daemon=True).start()
+    outside.SEND = send
     handler = _Forward(send)
     logging.root.addHandler(handler)
     logging.getLogger("asyncflow.run").setLevel(logging.INFO)
@@ -140,6 +142,9 @@ def main() -> None:
             answer = pickle.dumps(("ok", _run(request)))
         except BaseException as error:
             answer = _packed_error(error)
+        artifacts = sys.modules.get("asyncflow.artifacts")
+        if artifacts is not None:
+            artifacts.finish_outside()
         send(answer)
 
 

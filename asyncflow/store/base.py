@@ -204,6 +204,20 @@ class RunInfo(NamedTuple):
     error: bytes | None  #: JSON
 
 
+class ArtifactRow(NamedTuple):
+    """Something that a run shows, such as a table. A later one of the same key takes its place."""
+
+    id: int  #: the order in which they were first made; 0 until it is stored
+    run: int
+    key: str  #: unique in the run; of one that was given none it begins with "~"
+    seq: int | None  #: of the task run that made it; None: the flow itself
+    kind: str  #: "markdown", "table", "link", "image" or "progress"
+    description: str
+    data: bytes  #: JSON, secrets masked; empty: the one with this key is taken away
+    created_at: float  #: that of the first with this key stays
+    updated_at: float
+
+
 class MarkRow(NamedTuple):
     """One recorded decision or value of a run, such as which future completed first."""
 
@@ -225,7 +239,9 @@ class MessageRow(NamedTuple):
 
 
 #: What belongs to a run: all of it is copied to another store with it.
-AnyRow: TypeAlias = RunRow | EventRow | MessageRow | TaskRow | AttemptRow | MarkRow | LogRow
+AnyRow: TypeAlias = (
+    RunRow | EventRow | MessageRow | TaskRow | AttemptRow | MarkRow | LogRow | ArtifactRow
+)
 #: Gives a mark with the new numbers of the messages that it names.
 Renumber: TypeAlias = Callable[[MarkRow, Mapping[int, int]], MarkRow]
 
@@ -282,6 +298,7 @@ class Writes:
     limits: list[LimitRow] = field(default_factory=list)
     cache: list[CacheRow] = field(default_factory=list)
     events: list[EventRow] = field(default_factory=list)
+    artifacts: list[ArtifactRow] = field(default_factory=list)
     fences: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -295,6 +312,7 @@ class Writes:
             + len(self.limits)
             + len(self.cache)
             + len(self.events)
+            + len(self.artifacts)
         )
 
 
@@ -378,6 +396,10 @@ class Store(Protocol):
         """The recorded decisions of a run, by scope and n."""
         ...
 
+    def artifact_keys(self, run: int) -> list[str]:
+        """The keys of what a run shows."""
+        ...
+
     def limits(self) -> list[LimitRow]: ...
 
     def cached(self, keys: Sequence[bytes]) -> list[CacheRow]:
@@ -445,8 +467,8 @@ class Store(Protocol):
         """Add a run that begins with what another has: a fork.
 
         Copied are task runs, child runs (with all that is theirs, under new ids), attempts and
-        marks of *source* with numbers smaller than *below*; *edited* task runs take the places of
-        those with the same numbers.
+        marks of *source* with numbers smaller than *below*, and what those task runs show; *edited*
+        task runs take the places of those with the same numbers.
         """
         ...
 
@@ -455,7 +477,8 @@ class Store(Protocol):
         is none.
 
         The row of each run comes first, after those of the runs above it, and what belongs to it
-        follows: events, messages, task runs by seq, attempts, marks by scope and n, log lines.
+        follows: events, messages, task runs by seq, attempts, marks by scope and n, log lines,
+        artifacts by id.
 
         May be called, and read, by any one thread, while others use the store.
         """
@@ -611,6 +634,27 @@ class EventQuery:
     limit: int = 200
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactQuery:
+    """Which artifacts of one run to list, in the order in which they were first made.
+
+    Attributes:
+        seq: only of this task run; 0: only of the flow itself; None: of all.
+        key: only the one with this key.
+        kinds: such as "table"; empty for all.
+        data: whether their data is wanted; without, it is empty.
+        after: list only those with a higher id.
+    """
+
+    run: int
+    seq: int | None = None
+    key: str | None = None
+    kinds: tuple[str, ...] = ()
+    data: bool = True
+    after: int = 0
+    limit: int = 200
+
+
 class TaskCount(NamedTuple):
     """How many task runs of a task are in a state, for summaries."""
 
@@ -647,6 +691,8 @@ class Reader(Protocol):
     async def logs(self, query: LogQuery) -> Page[tuple[int, LogRow]]: ...
 
     async def states(self, run: int) -> list[StateRow]: ...
+
+    async def artifacts(self, query: ArtifactQuery) -> Page[ArtifactRow]: ...
 
     async def events(self, query: EventQuery) -> Page[EventRow]: ...
 

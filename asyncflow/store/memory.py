@@ -21,6 +21,8 @@ from asyncflow.store.base import (
     ELSEWHERE,
     IMPORTED,
     AnyRow,
+    ArtifactQuery,
+    ArtifactRow,
     AttemptRow,
     CacheRow,
     EngineRow,
@@ -78,6 +80,7 @@ class MemoryStore:
         self._logs: dict[int, LogRow] = {}
         self._events: dict[int, EventRow] = {}
         self._marks: dict[tuple[int, bytes, int], MarkRow] = {}
+        self._artifacts: dict[tuple[int, str], ArtifactRow] = {}
         self._limits: dict[str, LimitRow] = {}
         self._cache: dict[bytes, CacheRow] = {}
         self._requests: dict[tuple[int, str], float] = {}
@@ -88,6 +91,7 @@ class MemoryStore:
         self._last_pk = 0
         self._last_log = 0
         self._last_event = 0
+        self._last_artifact = 0
 
     def copy(self) -> MemoryStore:
         """Another store with what is in this one now. Rows never change, so they are shared."""
@@ -132,12 +136,25 @@ class MemoryStore:
         for line in writes.logs:
             self._last_log += 1
             self._logs[self._last_log] = line
+        for artifact in writes.artifacts:
+            self._show(artifact)
         for limit in writes.limits:
             if limit.limit is None:
                 self._limits.pop(limit.name, None)
             else:
                 self._limits[limit.name] = limit
         return True
+
+    def _show(self, row: ArtifactRow) -> None:
+        at = row.run, row.key
+        known = self._artifacts.get(at)
+        if not row.data:
+            self._artifacts.pop(at, None)
+        elif known is not None:
+            self._artifacts[at] = row._replace(id=known.id, created_at=known.created_at)
+        else:
+            self._last_artifact += 1
+            self._artifacts[at] = row._replace(id=self._last_artifact)
 
     def _check_fences(self, fences: dict[int, int]) -> None:
         for pk, epoch in fences.items():
@@ -290,6 +307,11 @@ class MemoryStore:
             self._attempts[pk, attempt.seq, attempt.attempt] = attempt._replace(run=pk)
         for mark in [m for m in self._marks.values() if m.run == source and m.seq < below]:
             self._marks[pk, mark.scope, mark.n] = mark._replace(run=pk)
+        for shown in self._shown_by(source):
+            # What the flow itself shows, it shows again: only one that is answered as a whole
+            # does not run.
+            if below == ALL or (shown.seq is not None and shown.seq < below):
+                self._show(shown._replace(run=pk))
         for child in [r for r in self._runs.values() if r.parent == source]:
             if (child.parent_seq or 0) < below:
                 copied = child._replace(
@@ -397,6 +419,7 @@ class MemoryStore:
                 rows += sorted(a for a in self._attempts.values() if a.run == pk)
                 rows += self.marks(pk)
                 rows += [line for line in self._logs.values() if line.run == pk]
+                rows += self._shown_by(pk)
         return rows
 
     def load(self, rows: Iterable[AnyRow], renumber: Renumber) -> RunRow:
@@ -444,6 +467,8 @@ class MemoryStore:
                     writes.attempts.append(row._replace(run=pks[row.run]))
                 case LogRow():
                     writes.logs.append(row._replace(run=pks[row.run]))
+                case ArtifactRow():
+                    writes.artifacts.append(row._replace(run=pks[row.run]))
         self.write(writes)
 
     def _below(self, run: int) -> list[int]:
@@ -462,6 +487,7 @@ class MemoryStore:
             self._tasks.pop(pk, None)
         self._attempts = {k: v for k, v in self._attempts.items() if k[0] not in below}
         self._marks = {k: v for k, v in self._marks.items() if k[0] not in below}
+        self._artifacts = {k: v for k, v in self._artifacts.items() if k[0] not in below}
         self._requests = {k: v for k, v in self._requests.items() if k[0] not in below}
         self._messages = [m for m in self._messages if m.run not in below]
         self._cache = {k: c for k, c in self._cache.items() if c.run not in below}
@@ -518,6 +544,13 @@ class MemoryStore:
     def marks(self, run: int) -> list[MarkRow]:
         rows = [m for m in self._marks.values() if m.run == run]
         return sorted(rows, key=lambda row: (row.scope, row.n))
+
+    @_whole
+    def artifact_keys(self, run: int) -> list[str]:
+        return [row.key for row in self._shown_by(run)]
+
+    def _shown_by(self, run: int) -> list[ArtifactRow]:
+        return sorted(row for row in self._artifacts.values() if row.run == run)
 
     @_whole
     def limits(self) -> list[LimitRow]:
@@ -657,6 +690,18 @@ class MemoryReader:
     async def states(self, run: int) -> list[StateRow]:
         with self._store._lock:
             return self._store._states(run)
+
+    async def artifacts(self, query: ArtifactQuery) -> Page[ArtifactRow]:
+        with self._store._lock:
+            rows = (
+                r if query.data else r._replace(data=b"")
+                for r in self._store._shown_by(query.run)
+                if r.id > query.after
+                and (query.seq is None or (r.seq or 0) == query.seq)
+                and (query.key is None or r.key == query.key)
+                and (not query.kinds or r.kind in query.kinds)
+            )
+            return _page(rows, query.limit, lambda row: row.id)
 
     async def events(self, query: EventQuery) -> Page[EventRow]:
         with self._store._lock:

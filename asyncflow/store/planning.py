@@ -1,4 +1,5 @@
-"""The tables of what is to be done: deployments and schedules, automations and deliveries.
+"""The tables of what is to be done (deployments and schedules, automations and deliveries), and
+of variables.
 
 They are few and small beside those of runs, so both stores keep them alike, in SQLite: the one in
 its file, the other in memory. `Planning` is what one transaction can do to them; what it does to
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TABLES = ("deployments", "schedules", "ticks", "backfills", "automations", "deliveries")
+TABLES = (
+    "deployments",
+    "schedules",
+    "ticks",
+    "backfills",
+    "automations",
+    "deliveries",
+    "variables",
+)
 
 
 class DeploymentRow(NamedTuple):

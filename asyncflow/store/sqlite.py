@@ -39,6 +39,8 @@ from asyncflow.store.base import (
     IMPORTED,
     INLINE_LIMIT,
     AnyRow,
+    ArtifactQuery,
+    ArtifactRow,
     AttemptRow,
     CacheRow,
     EngineRow,
@@ -72,9 +74,12 @@ T = TypeVar("T")
 #: Marks the file as ours ("aflw"), so that a foreign database is not written to.
 APPLICATION_ID = 0x61666C77
 #: Number n brings a file from schema version n - 1 to n. They are only ever added to.
-MIGRATIONS = ("0001_start", "0002_durable", "0003_schedules")
+MIGRATIONS = ("0001_start", "0002_durable", "0003_schedules", "0004_artifacts")
 #: What this code reads and writes.
 SCHEMA_VERSION = len(MIGRATIONS)
+
+#: Rows that an artifact counts for where a run is removed in small steps.
+LARGE = 20
 
 #: WAL frames (pages) beyond which `checkpoint` does something.
 WAL_PAGES = 1000
@@ -105,6 +110,13 @@ _INSERT_EVENT = (
 _CACHE_COLUMNS = ", ".join(CacheRow._fields)
 #: Keys that one SELECT asks for.
 _KEYS = 256
+_ARTIFACT_COLUMNS = ", ".join(ArtifactRow._fields)
+_ARTIFACT_REST = ", ".join(ArtifactRow._fields[2:])
+_SHOW = (
+    f"INSERT INTO artifacts (run, {_ARTIFACT_REST}) VALUES (?,?,?,?,?,?,?,?)"
+    " ON CONFLICT (run, key) DO UPDATE SET seq = excluded.seq, kind = excluded.kind,"
+    " description = excluded.description, data = excluded.data, updated_at = excluded.updated_at"
+)
 _ATTEMPT_ALL = "id, attempt, started_at, ended_at, retry_at, error"
 _FILES = (ResultKind.JSON_FILE, ResultKind.PICKLE_FILE)
 _TO_FILE = {
@@ -391,6 +403,8 @@ class SqliteStore:
                     db.executemany(_INSERT_EVENT, [row[1:] for row in writes.events])
                 if writes.logs:
                     db.executemany("INSERT INTO logs VALUES (NULL,?,?,?,?,?,?)", writes.logs)
+                if writes.artifacts:
+                    _write_artifacts(db, writes.artifacts)
                 if writes.limits:
                     _write_limits(db, writes.limits)
         except _Busy:
@@ -610,6 +624,10 @@ class SqliteStore:
             ).fetchall()
         )
         return [MarkRow(*row) for row in found]
+
+    def artifact_keys(self, run: int) -> list[str]:
+        sql = "SELECT key FROM artifacts WHERE run = ? ORDER BY id"
+        return [row[0] for row in self._read(lambda db: db.execute(sql, (run,)).fetchall())]
 
     def limits(self) -> list[LimitRow]:
         return self._read(
@@ -868,6 +886,7 @@ class SqliteStore:
                 db.execute("DELETE FROM logs WHERE run = ?", (pk,))
                 db.execute("DELETE FROM events WHERE run = ?", (pk,))
                 db.execute("DELETE FROM marks WHERE run = ?", (pk,))
+                db.execute("DELETE FROM artifacts WHERE run = ?", (pk,))
                 db.execute("DELETE FROM requests WHERE run = ?", (pk,))
                 db.execute("DELETE FROM messages WHERE run = ?", (pk,))
                 db.execute("DELETE FROM cache WHERE run = ?", (pk,))
@@ -913,6 +932,16 @@ class SqliteStore:
                         "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE run = ? LIMIT ?)",
                         (pk, left),
                     ).rowcount
+                if left > 0:
+                    # One of them may be as large as hundreds of other rows.
+                    left -= (
+                        LARGE
+                        * db.execute(
+                            "DELETE FROM artifacts WHERE id IN"
+                            " (SELECT id FROM artifacts WHERE run = ? LIMIT ?)",
+                            (pk, -(-left // LARGE)),
+                        ).rowcount
+                    )
                 if left > 0:
                     gone = db.execute(
                         "DELETE FROM cache WHERE key IN (SELECT key FROM cache WHERE run = ?"
@@ -985,6 +1014,7 @@ class SqliteStore:
                     problems.append(str(line))
             for table, column in (
                 ("logs", "run"), ("events", "nullif(run, 0)"), ("marks", "run"),
+                ("artifacts", "run"),
                 ("requests", "run"), ("messages", "run"), ("cache", "run"),
                 ("task_runs", "id >> 32"), ("attempts", "id >> 32"),
             ):  # fmt: skip
@@ -1171,6 +1201,10 @@ def _dump(db: sqlite3.Connection, pk: int) -> Iterator[AnyRow]:
         "SELECT run, seq, time, level, logger, message FROM logs WHERE run = ? ORDER BY id", (pk,)
     ):
         yield LogRow(*r)
+    for r in db.execute(
+        f"SELECT {_ARTIFACT_COLUMNS} FROM artifacts WHERE run = ? ORDER BY id", (pk,)
+    ):
+        yield ArtifactRow(*r)
 
 
 #: Tables of one connection, in a file that is gone with it, for what is about to be taken in.
@@ -1182,11 +1216,12 @@ _ASIDE = (
     "CREATE TEMP TABLE new_messages AS SELECT * FROM main.messages WHERE 0",
     "CREATE TEMP TABLE new_marks AS SELECT * FROM main.marks WHERE 0",
     "CREATE TEMP TABLE new_logs AS SELECT * FROM main.logs WHERE 0",
+    f"CREATE TEMP TABLE new_artifacts AS SELECT {_ARTIFACT_COLUMNS} FROM main.artifacts WHERE 0",
 )
 #: By what the rows of one run are found there.
 _BY_RUN = (
     ("new_tasks", "id"), ("new_attempts", "id"), ("new_events", "run"), ("new_messages", "run"),
-    ("new_marks", "run"), ("new_logs", "run"),
+    ("new_marks", "run"), ("new_logs", "run"), ("new_artifacts", "run"),
 )  # fmt: skip
 
 
@@ -1234,6 +1269,8 @@ def _aside(row: AnyRow, files: _Staged) -> tuple[str, tuple[Any, ...]]:
             return "new_marks", tuple(row)
         case LogRow():
             return "new_logs", (None, *row)
+        case ArtifactRow():
+            return "new_artifacts", tuple(row)
 
 
 def _check_free(db: sqlite3.Connection, run_id: str) -> None:
@@ -1286,6 +1323,11 @@ def _take_in_rows(db: sqlite3.Connection, number: int, pk: int, renumber: Renumb
     db.execute(
         "INSERT INTO main.logs SELECT NULL, ?, seq, time, level, logger, message"
         " FROM temp.new_logs WHERE run = ? ORDER BY rowid",
+        (pk, number),
+    )
+    db.execute(
+        f"INSERT OR REPLACE INTO main.artifacts (run, {_ARTIFACT_REST})"
+        f" SELECT ?, {_ARTIFACT_REST} FROM temp.new_artifacts WHERE run = ? ORDER BY rowid",
         (pk, number),
     )
     if db.execute(f"SELECT 1 FROM ({_MESSAGES}) LIMIT 1", (pk, 0)).fetchone():
@@ -1426,6 +1468,12 @@ def _copy(db: sqlite3.Connection, source: int, row: RunRow, below: int) -> None:
         " SELECT ?, scope, n, value, seq FROM marks WHERE run = ? AND seq < ?",
         (pk, source, below),
     )
+    # What the flow itself shows, it shows again: only one that is answered as a whole does not run.
+    db.execute(
+        f"INSERT INTO artifacts (run, {_ARTIFACT_REST}) SELECT ?, {_ARTIFACT_REST} FROM artifacts"
+        " WHERE run = ? AND coalesce(seq, ?) < ? ORDER BY id",
+        (pk, source, 0 if below == ALL else ALL, below),
+    )
     children = db.execute(
         f"SELECT {_RUN_COLUMNS} FROM flow_runs WHERE parent = ? AND parent_seq < ? ORDER BY pk",
         (source, below),
@@ -1507,6 +1555,14 @@ def _packed_task(row: TaskRow) -> tuple[Any, ...]:
         row.retry_at, json.dumps(row.upstream) if row.upstream else None,
         json.dumps(row.tags) if row.tags else None, row.error,
     )  # fmt: skip
+
+
+def _write_artifacts(db: sqlite3.Connection, rows: Iterable[ArtifactRow]) -> None:
+    for row in rows:
+        if row.data:
+            db.execute(_SHOW, row[1:])
+        else:
+            db.execute("DELETE FROM artifacts WHERE run = ? AND key = ?", (row.run, row.key))
 
 
 def _write_limits(db: sqlite3.Connection, rows: Iterable[LimitRow]) -> None:
@@ -1717,6 +1773,11 @@ class SqliteReader:
     async def states(self, run: int) -> list[StateRow]:
         return [StateRow(*row) for row in await self._all(STATES, (run,))]
 
+    async def artifacts(self, query: ArtifactQuery) -> Page[ArtifactRow]:
+        sql, values = artifacts_sql(query)
+        rows = [ArtifactRow(*r) for r in await self._all(sql, values)]
+        return _page(rows, query.limit, lambda row: row.id)
+
     async def events(self, query: EventQuery) -> Page[EventRow]:
         sql, values = events_sql(query)
         rows = [EventRow(*r) for r in await self._all(sql, values)]
@@ -1863,6 +1924,27 @@ def events_sql(query: EventQuery) -> tuple[str, list[Any]]:
     order = " DESC" if query.newest else ""
     return (
         f"SELECT {_EVENT_COLUMNS} FROM events{condition} ORDER BY id{order} LIMIT ?",
+        values,
+    )
+
+
+def artifacts_sql(query: ArtifactQuery) -> tuple[str, list[Any]]:
+    """The statement for an `ArtifactQuery`."""
+    where = ["run = ?", "id > ?"]
+    values: list[Any] = [query.run, query.after]
+    if query.seq is not None:
+        where.append("coalesce(seq, 0) = ?")
+        values.append(query.seq)
+    if query.key is not None:
+        where.append("key = ?")
+        values.append(query.key)
+    if query.kinds:
+        where.append(f"kind IN ({','.join('?' * len(query.kinds))})")
+        values += query.kinds
+    columns = _ARTIFACT_COLUMNS if query.data else _ARTIFACT_COLUMNS.replace("data", "x''")
+    values.append(query.limit + 1)
+    return (
+        f"SELECT {columns} FROM artifacts WHERE {' AND '.join(where)} ORDER BY id LIMIT ?",
         values,
     )
 

@@ -16,6 +16,9 @@ from asyncflow import codec
 from asyncflow.errors import ResultUnreadable, RunTaken, StoreClosed, StoreError
 from asyncflow.states import StateType
 from asyncflow.store.base import (
+    ALL,
+    ArtifactQuery,
+    ArtifactRow,
     AttemptRow,
     CacheRow,
     EngineRow,
@@ -123,6 +126,11 @@ def engine_row(**changes: Any) -> EngineRow:
     return EngineRow(0, 42, "host", "boot", 1.0, 2.0, None)._replace(**changes)
 
 
+def artifact_row(run: int, key: str, **changes: Any) -> ArtifactRow:
+    row = ArtifactRow(0, run, key, None, "markdown", "", b'{"markdown": "x"}', 1.0, 1.0)
+    return row._replace(**changes)
+
+
 def create(store: ReadableStore, run_id: str, **changes: Any) -> RunRow:
     row, created = store.create_run(run_row(run_id, **changes), [])
     assert created
@@ -145,6 +153,7 @@ def one_of_each(run: RunRow, word: str = "new") -> Writes:
         marks=[MarkRow(run.pk, b"scope", 0, word.encode())],
         cache=[cache_row(run.pk, b"k")],
         limits=[LimitRow(word, 3.0, None, None)],
+        artifacts=[artifact_row(run.pk, "key", data=word.encode())],
         fences={run.pk: run.epoch},
     )
 
@@ -187,6 +196,11 @@ async def everything(store: ReadableStore, reader: Reader, pks: list[int]) -> di
             "marks": store.marks(pk),
             "attempts": await reader.attempts(pk),
             "states": await reader.states(pk),
+            "artifacts": [
+                row._replace(id=0)  # only their order is told
+                for row in await pages(reader.artifacts, ArtifactQuery(run=pk, limit=3))
+            ],
+            "keys": store.artifact_keys(pk),
             "counts": await reader.task_counts(pk),
             "tasks": await pages(reader.task_runs, TaskQuery(run=pk, limit=3)),
             "logs": await pages(reader.logs, LogQuery(run=pk, limit=3)),
@@ -370,6 +384,63 @@ def test_marks_are_read_by_scope_and_number_and_replaced_by_key(store: ReadableS
     assert store.marks(run.pk) == [*rows[:4], changed, *rows[5:]]
 
 
+async def test_an_artifact_keeps_its_place_and_its_first_time_when_it_is_replaced(
+    store: ReadableStore, reader: Reader
+) -> None:
+    run = create(store, "run")
+    rows = [artifact_row(run.pk, key, seq=n or None) for n, key in enumerate("cab")]
+    store.write(Writes(artifacts=[*rows, artifact_row(run.pk + 1, "a")]))
+    newer = artifact_row(
+        run.pk,
+        "c",
+        seq=7,
+        kind="table",
+        description="d",
+        data=b"{}",
+        created_at=5.0,
+        updated_at=6.0,
+    )
+    store.write(Writes(artifacts=[newer]))
+    found = (await reader.artifacts(ArtifactQuery(run=run.pk))).rows
+    assert [row.key for row in found] == ["c", "a", "b"] == store.artifact_keys(run.pk)
+    assert found[0] == newer._replace(id=found[0].id, created_at=1.0)
+    assert 0 < found[0].id < found[1].id < found[2].id
+
+    async def keys(**query: Any) -> list[str]:
+        page = await reader.artifacts(ArtifactQuery(run=run.pk, **query))
+        return [row.key for row in page.rows]
+
+    assert await keys(kinds=("table",)) == ["c"]
+    assert await keys(kinds=("table", "markdown")) == ["c", "a", "b"]
+    assert await keys(key="a") == ["a"]
+    assert await keys(seq=1) == ["a"]
+    assert await keys(seq=0) == []
+    without = (await reader.artifacts(ArtifactQuery(run=run.pk, data=False))).rows
+    assert without == [row._replace(data=b"") for row in found]
+    gone = artifact_row(run.pk, "a", data=b"")
+    store.write(Writes(artifacts=[gone, artifact_row(run.pk, "none", data=b"")]))
+    assert await keys() == ["c", "b"]
+    store.write(Writes(artifacts=[artifact_row(run.pk, "a")]))
+    assert await keys() == ["c", "b", "a"], "what comes again comes last"
+    store.delete_run(run.pk)
+    assert await keys() == []
+    assert store.artifact_keys(run.pk + 1) == ["a"]
+
+
+async def test_a_copy_shows_what_its_task_runs_showed(store: ReadableStore, reader: Reader) -> None:
+    run = create(store, "run")
+    child = below(store, run, "child")
+    rows = [artifact_row(run.pk, f"k{seq}", seq=seq or None) for seq in (0, 1, 5)]
+    store.write(Writes(artifacts=[*rows, artifact_row(child.pk, "own")]))
+    part = store.copy_run(run.pk, run_row("part"), [state_row(0)], 5)
+    assert store.artifact_keys(part.pk) == ["k1"], "the flow itself runs again"
+    assert store.artifact_keys(store.children(part.pk)[0].pk) == ["own"]
+    whole = store.copy_run(run.pk, run_row("whole"), [state_row(0)], ALL)
+    assert store.artifact_keys(whole.pk) == ["k0", "k1", "k5"]
+    none = store.copy_run(run.pk, run_row("none"), [state_row(0)], 0)
+    assert store.artifact_keys(none.pk) == []
+
+
 def test_limits_are_read_by_name_replaced_and_lifted(store: ReadableStore) -> None:
     a, b = LimitRow("a", 2.0, None, None), LimitRow("b", 10.0, 60.0, 5)
     store.write(Writes(limits=[b, a]))
@@ -395,7 +466,7 @@ async def test_engines_are_registered_under_ids_of_their_own_and_closed(
 def test_a_writes_counts_the_rows_it_holds(store: ReadableStore) -> None:
     run = create(store, "run")
     assert len(Writes(fences={1: 1})) == 0
-    assert len(one_of_each(run)) == 9
+    assert len(one_of_each(run)) == 10
 
 
 async def test_an_empty_transaction_changes_nothing(store: ReadableStore, reader: Reader) -> None:
@@ -998,6 +1069,7 @@ async def test_a_store_that_is_opened_again_holds_what_it_held(store: ReadableSt
         lambda s: s.calls(1),
         lambda s: s.children(1),
         lambda s: s.marks(1),
+        lambda s: s.artifact_keys(1),
         lambda s: s.limits(),
         lambda s: s.cached([b"key"]),
         lambda s: s.transact({}, lambda db: None),
@@ -1010,8 +1082,8 @@ async def test_a_store_that_is_opened_again_holds_what_it_held(store: ReadableSt
     ],
     ids=[
         "write", "write-now", "create_run", "register_engine", "close_engine", "claim", "run",
-        "calls", "children", "marks", "limits", "cached", "transact", "drop_cached", "unfinished",
-        "request", "requests", "delete_run", "checkpoint",
+        "calls", "children", "marks", "artifact_keys", "limits", "cached", "transact",
+        "drop_cached", "unfinished", "request", "requests", "delete_run", "checkpoint",
     ],
 )  # fmt: skip
 def test_a_closed_store_says_so(sqlite: SqliteStore, use: Callable[[SqliteStore], Any]) -> None:
@@ -1125,6 +1197,16 @@ class Trial:
                 for seq in seqs
             ]
             writes.states += [state_row(run.pk, dice.choice(list(S)).value) for _ in seqs[:2]]
+            writes.artifacts += [
+                artifact_row(
+                    run.pk,
+                    dice.choice("abcdefg"),
+                    seq=dice.choice([None, seq]),
+                    data=dice.choice([b"", b"{}", b'{"x": 1}']),
+                    updated_at=dice.random(),
+                )
+                for seq in seqs[:3]
+            ]
             writes.cache += [
                 cache_row(
                     run.pk,

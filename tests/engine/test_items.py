@@ -334,3 +334,19 @@ async def test_items_that_completed_are_answered_after_a_stop(
         assert twice == {stopped}
         rows = await engine.task_runs(run.id, limit=10_000)
         assert len({row.id for row in rows}) == 2000
+
+
+async def test_an_item_may_ask_the_engine_for_what_is_on_disk() -> None:
+    @task
+    async def asks(n: int) -> int:
+        await engine.runs()  # which writes what has gathered, in place
+        return n
+
+    @flow
+    async def main() -> list[int]:
+        return await asks.map(range(1500))
+
+    async with Engine(MemoryStore()) as engine:
+        run = await engine.submit(main)
+        assert await run == list(range(1500))
+        assert len(await engine.task_runs(run.id, state="completed", limit=2000)) == 1500

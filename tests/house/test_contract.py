@@ -43,7 +43,7 @@ NAMES = words("""
 """)
 #: Of these the ones that do not exist yet. Remove a name when it comes.
 LATER = {
-    "DaskRunner", "RayRunner", "set_progress",
+    "DaskRunner", "RayRunner",
 }  # fmt: skip
 #: Names of the root that no page promises, each with its reason.
 BESIDES = {
@@ -67,6 +67,11 @@ BESIDES = {
     "RunDeployment": "what an automation does",
     "SetLimit": "what an automation does",
     "fallback": "a failure policy, named by the contract",
+    "Artifact": "the type of what runs show",
+    "create_image_artifact": "named by the issue on artifacts",
+    "create_link_artifact": "named by the issue on artifacts",
+    "create_markdown_artifact": "named by the issue on artifacts",
+    "create_table_artifact": "named by the issue on artifacts",
     "emit_event": "named by the issue on automations",
     "verify_webhook": "for those who get notifications",
     "Transaction": "the type of what `transaction` gives, for annotations",
