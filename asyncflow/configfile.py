@@ -169,7 +169,9 @@ def _deployment(entry: dict[str, Any], where: str, path: Path) -> Deployment:
     schedules = entry.get("schedules", [])
     if not isinstance(schedules, list) or not all(isinstance(one, dict) for one in schedules):
         raise InvalidOption(f"{where}: write its schedules as [[deployments.schedules]]")
-    made = [_schedule(one, f"{where}, schedule {n}") for n, one in enumerate(schedules, 1)]
+    made = [
+        schedule_from_table(one, f"{where}, schedule {n}") for n, one in enumerate(schedules, 1)
+    ]
     flow = find_flow(_from_folder(entry["flow"], path))
     return deployment(flow, entry["name"], schedules=made, **options)
 
@@ -183,7 +185,12 @@ def _from_folder(target: str, path: Path) -> str:
     return target
 
 
-def _schedule(entry: dict[str, Any], where: str) -> DeploymentSchedule:
+def schedule_from_table(entry: dict[str, Any], where: str) -> DeploymentSchedule:
+    """A schedule as it stands in a file; *where* is for errors.
+
+    Raises:
+        InvalidOption: something in it is wrong.
+    """
     from asyncflow.schedules import Cron, Interval, RRule
 
     _only(entry, _SCHEDULE, where, "")

@@ -52,6 +52,11 @@ def keep_last() -> dict[str, int]:
     }
 
 
+def declared(name: str) -> list[Flow[..., Any]]:
+    """The flows of this process that are called so."""
+    return [flow for flow in list(_FLOWS.values()) if flow.name == name]
+
+
 def reference(flow: Flow[..., Any]) -> str:
     """Where the code of a flow is, as JSON for the store."""
     known = _REFERENCES.get(flow)

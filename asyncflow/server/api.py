@@ -18,6 +18,8 @@ from pydantic import BaseModel, ValidationError
 
 from asyncflow import __version__, codec
 from asyncflow.automations import automation_from_dict
+from asyncflow.configfile import schedule_from_table
+from asyncflow.deployments import Deployment
 from asyncflow.errors import (
     AlreadyAnswered,
     AsyncflowError,
@@ -34,6 +36,7 @@ from asyncflow.errors import (
 )
 from asyncflow.parameters import masked
 from asyncflow.planned import automation_infos, delivery_listing, infos, tick_listing
+from asyncflow.registry import declared
 from asyncflow.server import models
 from asyncflow.server.security import MOST_BODY, Problem
 from asyncflow.states import StateType, default_name
@@ -753,6 +756,36 @@ async def list_ticks(api: Api, name: str, q: models.TickQuery) -> dict[str, Any]
     )
     items = [{k: v for k, v in asdict(tick).items() if k != "deployment"} for tick in page]
     return {"items": items, "next_cursor": page.next_cursor}
+
+
+@route("PUT", "/deployments/{name}", models.Deployment, body=models.DeclareDeployment)
+async def declare_deployment(api: Api, name: str, body: models.DeclareDeployment) -> dict[str, Any]:
+    """Declare a deployment of a flow, or change one; what is past never runs."""
+    api.with_code()
+    flows = declared(body.flow)
+    if len(flows) != 1:
+        what = "no flow" if not flows else f"{len(flows)} flows"
+        raise Problem(422, f"flow: there is {what} called {body.flow!r} where this server runs")
+    options = body.model_dump(exclude={"flow", "schedules"})
+    schedules = [
+        schedule_from_table(_dates(one), f"schedule {n}") for n, one in enumerate(body.schedules, 1)
+    ]
+    made = Deployment(flow=flows[0], name=name, schedules=schedules, **options)
+    await api.engine.deploy(made, source="api")
+    (found,) = await _deployments(api, name)
+    return found
+
+
+def _dates(entry: dict[str, Any]) -> dict[str, Any]:
+    """A schedule of JSON with its points in time, which are texts there."""
+    found = dict(entry)
+    for key in ("start", "end"):
+        if isinstance(found.get(key), str):
+            try:
+                found[key] = datetime.fromisoformat(found[key])
+            except ValueError:
+                raise Problem(422, f"schedules: {key} is no date") from None
+    return found
 
 
 @route("POST", "/deployments/{name}/run", models.Done, body=models.RunDeployment)

@@ -334,6 +334,21 @@ class RunDeployment(Given):
     idempotency_key: Name | None = None
 
 
+class DeclareDeployment(Given):
+    """As in `asyncflow.toml`; the flow is one that is declared where the server runs."""
+
+    flow: Name
+    schedules: Annotated[list[dict[str, Any]], Field(max_length=100)] = []
+    parameters: dict[str, Any] = {}
+    tags: Annotated[list[Name], Field(max_length=50)] = []
+    description: Annotated[str, Field(max_length=10_000)] = ""
+    overlap: Literal["skip", "queue", "cancel_running", "allow"] = "skip"
+    concurrency_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    catchup: Literal["latest", "skip", "all"] = "latest"
+    catchup_limit: Annotated[int, Field(ge=1, le=10_000)] = 100
+    late_seconds: Annotated[float, Field(ge=0, le=1e8)] = 15.0
+
+
 class PauseDeployment(Given):
     schedule: Name | None = None
 

@@ -186,6 +186,27 @@ async def test_deployments_are_run_from_their_schema(server: Server) -> None:
     assert (await server.get("/api/deployments"))["items"] == []
 
 
+async def test_deployments_are_declared_of_flows_that_are_there(server: Server) -> None:
+    spec: dict[str, Any] = {
+        "flow": "mixed",
+        "schedules": [{"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin", "name": "work days"}],
+        "parameters": {"n": 2},
+        "overlap": "queue",
+    }
+    made = await server.ask("PUT", "/api/deployments/by%20api", json=spec)
+    assert (made["source"], made["overlap"]) == ("api", "queue")
+    assert made["schedules"][0]["schedule"] == "0 9 * * 1-5 (Europe/Berlin)"
+    for change, said in (
+        ({"flow": "os.system"}, "no flow called"),
+        ({"schedules": [{"cron": "61 * * * *"}]}, "minute"),
+        ({"schedules": [{"corn": "* * * * *"}]}, "'cron'"),
+        ({"parameters": {"n": "x"}}, "'n'"),
+        ({"schedules": [{"interval": 5, "start": "soon"}]}, "no date"),
+    ):
+        told = await server.ask("PUT", "/api/deployments/bad", 422, json={**spec, **change})
+        assert said in told["detail"], told
+
+
 async def test_automations_are_declared_without_code(server: Server) -> None:
     spec: dict[str, Any] = {
         "trigger": {"type": "event", "expect": "flow-run.Failed"},
