@@ -54,9 +54,10 @@ async def fetch_rates(number: int) -> dict[str, float]:
 @flow
 async def import_rates() -> float:
     """Fetch the rates of this tick, and keep them."""
-    number = len(list(FOLDER.glob("rates-*")))
     at = runtime.flow_run.scheduled_at or datetime.now(UTC)
-    (FOLDER / f"rates-{at.timestamp():.0f}").touch()
+    own = FOLDER / f"rates-{at.timestamp():.0f}"
+    number = sum(file != own for file in FOLDER.glob("rates-*"))  # the same after a crash
+    own.touch()
     rates = await fetch_rates(number)
     return rates["USD"]
 
