@@ -6,6 +6,7 @@ where it is stored as JSON in its row.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -633,6 +634,30 @@ async def list_logs(api: Api, run_id: str, q: models.LogQuery) -> dict[str, Any]
     ]
     cursor = str(page.next_cursor) if page.next_cursor is not None else None
     return {"items": items, "next_cursor": cursor}
+
+
+@route("GET", "/runs/{run_id}/artifacts", models.Page[models.Artifact], query=models.ArtifactQuery)
+async def list_artifacts(api: Api, run_id: str, q: models.ArtifactQuery) -> dict[str, Any]:
+    """What a run shows: texts, tables, links, pictures and progress."""
+    row = await api.row(run_id)
+    after = _number(q.cursor)
+    page = await api.engine.artifacts(
+        row.id, limit=q.limit, cursor=None if after is None else str(after)
+    )
+    items = []
+    for one in page:
+        plain = {k: v for k, v in asdict(one).items() if k != "run_id"}
+        items.append({**plain, "html": _html(one.data) if one.kind == "markdown" else None})
+    return {"items": items, "next_cursor": page.next_cursor}
+
+
+def _html(data: dict[str, Any]) -> str | None:
+    """A text of markdown as safe HTML; None where what makes it is not installed."""
+    try:
+        made = importlib.import_module("asyncflow.server.markdown")
+        return str(made.safe_html(str(data.get("markdown", ""))))
+    except ImportError:  # MissingExtra is one
+        return None
 
 
 async def _done(api: Api, run_id: str | None, detail: str) -> dict[str, Any]:

@@ -206,6 +206,26 @@ class LogLine(BaseModel):
     task_run_id: str | None
 
 
+class ArtifactQuery(Given):
+    limit: Limit = 200
+    cursor: Cursor | None = None
+
+
+class Artifact(BaseModel):
+    """Something that a run shows."""
+
+    id: str
+    key: str | None
+    kind: str
+    description: str
+    data: dict[str, Any]
+    #: Of markdown: safe HTML, where what makes it is installed; else null.
+    html: str | None
+    task_run_id: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
 class Expected(Given):
     """What the run must be in, or nothing is done."""
 

@@ -17,7 +17,18 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from asyncflow import Engine, InvalidOption, SqliteStore, flow, get_run_logger, sleep, task
+from asyncflow import (
+    Engine,
+    InvalidOption,
+    SqliteStore,
+    create_markdown_artifact,
+    create_table_artifact,
+    flow,
+    get_run_logger,
+    set_progress,
+    sleep,
+    task,
+)
 from asyncflow.server import openapi
 from asyncflow.server.api import ROUTES
 from asyncflow.server.app import make_app, serve_app
@@ -118,6 +129,22 @@ async def test_a_run_is_told_with_its_tasks_logs_and_timeline(server: Server) ->
     summary = await server.get("/api/summary")
     assert summary["states"] == {"FAILED": 1}
     assert [r["id"] for r in summary["failures"]] == [run.id]
+
+
+async def test_what_a_run_shows_is_told(server: Server) -> None:
+    @flow
+    async def shows() -> None:
+        create_markdown_artifact("# Title <script>alert(1)</script>", key="text")
+        create_table_artifact([{"a": 1}], key="table")
+        set_progress(3, 4)
+
+    run = await server.engine.submit(shows)
+    await run
+    items = (await server.get(f"/api/runs/{run.id}/artifacts"))["items"]
+    assert {one["kind"] for one in items} == {"markdown", "table", "progress"}
+    (text,) = [one for one in items if one["kind"] == "markdown"]
+    assert text["data"]["markdown"].startswith("# Title")
+    assert "<script" not in (text["html"] or "")
 
 
 async def test_filters_find_what_they_say(server: Server) -> None:
