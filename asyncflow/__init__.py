@@ -127,6 +127,9 @@ if TYPE_CHECKING:
     from asyncflow.tasks import unmapped as unmapped
     from asyncflow.transactions import Transaction as Transaction
     from asyncflow.transactions import transaction as transaction
+    from asyncflow.variables import Variable as Variable
+    from asyncflow.variables import get_variable as get_variable
+    from asyncflow.variables import set_variable as set_variable
     from asyncflow.views import Artifact as Artifact
     from asyncflow.views import TaskRun as TaskRun
     from asyncflow.waits import idempotency_key as idempotency_key
@@ -187,6 +190,7 @@ _HOMES = {
     "asyncflow.store.sqlite": ("SqliteStore",),
     "asyncflow.tasks": ("Task", "allow_failure", "task", "unmapped"),
     "asyncflow.transactions": ("Transaction", "transaction"),
+    "asyncflow.variables": ("Variable", "get_variable", "set_variable"),
     "asyncflow.views": ("Artifact", "TaskRun"),
     "asyncflow.waits": (
         "idempotency_key", "now", "pause_flow_run", "random", "send_event", "sleep",

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from math import inf
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -267,6 +267,15 @@ def from_outside(name: str, values: tuple[Any, ...]) -> None:
 # --- of one engine --------------------------------------------------------------------------------
 
 
+class Told(NamedTuple):
+    """A progress of a live run, for who looks on; `name` is its key, or what tells it."""
+
+    name: str
+    done: float
+    total: float | None
+    message: str
+
+
 class _OfRun:
     """What one live run shows.
 
@@ -283,10 +292,10 @@ class _OfRun:
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self.keys: dict[str, None] = dict.fromkeys(keys)
         self.counts: dict[int, tuple[int, int]] = {}
-        self.latest: dict[str, tuple[Run, int | None, float, float | None, str]] = {}
+        self.latest: dict[str, tuple[Call | Item | Run, float, float | None, str]] = {}
         self.due: set[str] = set()
         self.wrote: dict[str, float] = {}
-        self.told: dict[str, tuple[float, float | None, str]] = {}
+        self.told: dict[str, Told] = {}
         self.said = False
 
 
@@ -386,7 +395,7 @@ class Shown:
         at = key if key is not None else f"~{seq or 0}"
         of = self._of(run)
         # In this order, so that a record that is made meanwhile by the loop misses nothing.
-        of.latest[at] = run, seq, done, total, message
+        of.latest[at] = scope, done, total, message
         if at in of.due:
             return
         of.due.add(at)
@@ -410,13 +419,16 @@ class Shown:
         found = of.latest.pop(at, None)
         if found is None:
             return
-        run, seq, done, total, message = found
+        scope, done, total, message = found
+        run = scope.run
         if run.id not in self._engine.live:
             return
         of.wrote[at] = self._engine.loop.time()
         masker = self._engine.masker
         told = exhibits.progress(done, total, str(message), masker.text)
-        of.told[at] = done, total, told["message"]
+        of.told.pop(at, None)  # so that the newest is the last
+        of.told[at] = Told(_name(scope, at), done, total, told["message"])
+        seq = None if scope is run else scope.seq
         # It may be another record than the one that was asked for: a new attempt has begun.
         self._put(self._of(run), run, at, seq, "progress", "", masker.data(orjson.dumps(told)))
 
@@ -427,10 +439,10 @@ class Shown:
             for at in list(of.latest):
                 self._store(of, at)
 
-    def told(self, run: Run) -> dict[str, tuple[float, float | None, str]]:
-        """How far a live run is, by key: done, total and message."""
+    def told(self, run: Run) -> list[Told]:
+        """How far a live run is, what was told last at the end."""
         of = self._runs.get(run.id)
-        return of.told if of is not None else {}
+        return list(of.told.values()) if of is not None else []
 
 
 def _attempt(scope: Call | Item | Run) -> int:
@@ -439,6 +451,16 @@ def _attempt(scope: Call | Item | Run) -> int:
         return scope.attempt
     call = scope.made if isinstance(scope, Item) else scope
     return call.attempt if call is not None else 1
+
+
+def _name(scope: Call | Item | Run, at: str) -> str:
+    if not at.startswith("~"):
+        return at
+    if isinstance(scope, Run):
+        return scope.run_name or scope.flow_name
+    if isinstance(scope, Item):
+        return f"{scope.batch.spec.name}-{scope.seq}"
+    return scope.display
 
 
 def artifact_id(run_id: str, key: str) -> str:

@@ -88,6 +88,7 @@ from asyncflow.store.base import (
     TaskRow,
     Writes,
 )
+from asyncflow.variables import Variables
 from asyncflow.views import (
     Artifact,
     Event,
@@ -235,7 +236,7 @@ class FlowRun(Generic[R]):
         return f"<FlowRun {self.flow_name!r} {self.id} {state}>"
 
 
-class Engine(Plans):
+class Engine(Plans, Variables):
     """Runs flows in the event loop in which it is opened, and keeps their state.
 
     Use it as an async context manager. While it is open, flows that are called in the same

@@ -275,7 +275,8 @@ def is_sound(kind: str, data: Any) -> bool:
     try:
         match kind:
             case "markdown":
-                return type(data["markdown"]) is str
+                text = data["markdown"]
+                return type(text) is str and len(text) <= MOST_TEXT + 200
             case "table":
                 columns, rows = data["columns"], data["rows"]
                 return (

@@ -187,6 +187,17 @@ def runs_logs(**options: Any) -> None:
     sys.exit(print_logs(**options))
 
 
+@runs.command("artifacts")
+@click.argument("run_id")
+@_db
+@_json
+def runs_artifacts(**options: Any) -> None:
+    """Print what a run shows: texts, tables, links, pictures and progress."""
+    from asyncflow.cli.looking import print_artifacts
+
+    sys.exit(print_artifacts(**options))
+
+
 @runs.command("watch", epilog=EXIT_CODES)
 @click.argument("run_id")
 @_db
@@ -701,6 +712,55 @@ def server_start(**options: Any) -> None:
     from asyncflow.cli.web import start_server
 
     sys.exit(start_server(**options))
+
+
+@cli.group()
+def variables() -> None:
+    """Small values that flows and people read and set."""
+
+
+@variables.command("ls")
+@_db
+@_json
+def variables_ls(**options: Any) -> None:
+    """List them."""
+    from asyncflow.cli.variables import list_variables
+
+    sys.exit(list_variables(**options))
+
+
+@variables.command("get")
+@click.argument("name")
+@_db
+@_json
+def variables_get(**options: Any) -> None:
+    """Print one: text as it is, all else as JSON."""
+    from asyncflow.cli.variables import get_variable
+
+    sys.exit(get_variable(**options))
+
+
+@variables.command("set")
+@click.argument("name")
+@click.argument("value")
+@_db
+@_json
+def variables_set(**options: Any) -> None:
+    """Set one. VALUE is JSON, or else text; '"7"' is the text 7."""
+    from asyncflow.cli.variables import set_variable
+
+    sys.exit(set_variable(**options))
+
+
+@variables.command("delete")
+@click.argument("name")
+@_db
+@_json
+def variables_delete(**options: Any) -> None:
+    """Remove one."""
+    from asyncflow.cli.variables import delete_variable
+
+    sys.exit(delete_variable(**options))
 
 
 @cli.command()

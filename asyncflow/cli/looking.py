@@ -11,7 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from asyncflow import codec, failures, views
 from asyncflow.cli.output import (
     EXITS,
     MARKS,
+    amount,
     answered,
     between,
+    clean,
     coloured,
     duration,
     label,
@@ -41,6 +43,8 @@ from asyncflow.ownership import is_alive
 from asyncflow.parameters import masked
 from asyncflow.states import StateType, types_and_names
 from asyncflow.store.base import (
+    ArtifactQuery,
+    ArtifactRow,
     AttemptRow,
     LogQuery,
     Reader,
@@ -60,6 +64,8 @@ MOST_IN_TREE = 5_000
 MOST_ALIKE = 4
 #: Failures that are shown of one line.
 MOST_FAILURES = 5
+#: Artifacts of a run that `show` names, and rows of a table that `artifacts` prints.
+MOST_SHOWN, MOST_ROWS = 20, 50
 #: Seconds between two looks of `watch`.
 POLL = 0.3
 
@@ -240,17 +246,29 @@ def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> 
             row = await find_run(reader, run_id)
             tree = await _read_tree(reader, as_it_is(row, db), all_tasks or as_json)
             states = await reader.states(row.pk)
+            shown = await _artifacts(reader, row.pk, data=False)
+            progress = await _artifacts(reader, row.pk, kinds=("progress",))
+        told = {one.key: one for one in progress}
+        shown = [told.get(one.key, one) for one in shown]
         if as_json:
             story = [
                 {"time": moment(s.time), "state": s.state_name, "message": s.message}
                 for s in states
             ]
             result = _result_json(row)
-            print_json({**_tree_json(tree), "result": result, "story": story})
+            found = [_artifact_json(row.id, one) for one in shown]
+            print_json({**_tree_json(tree), "result": result, "story": story, "artifacts": found})
             return 0
         _say_head(tree.row)
         for line in _branches(tree, all_tasks):
             say(line)
+        if shown:
+            say("")
+            say(click.style("shows", bold=True))
+            for one in shown[:MOST_SHOWN]:
+                say(f"  {_artifact_line(tree.row, one)}")
+            if len(shown) > MOST_SHOWN:
+                say(f"  and {len(shown) - MOST_SHOWN:,} more (runs artifacts {row.id})")
         if len(states) > 2 or row.message:
             say("")
             say(click.style("story", bold=True))
@@ -499,6 +517,92 @@ def _counted(tree: _Tree) -> list[str]:
         lines.append("├─ " + _child_line(child.row))
     lines.append("└─ (every task run: --tasks)")
     return lines
+
+
+# --- runs artifacts -------------------------------------------------------------------------------
+
+
+async def _artifacts(reader: Reader, run: int, **query: Any) -> list[ArtifactRow]:
+    rows: list[ArtifactRow] = []
+    after: int | None = 0
+    while after is not None:
+        page = await reader.artifacts(ArtifactQuery(run=run, after=after, limit=10_000, **query))
+        rows += page.rows
+        after = page.next_cursor
+    return rows
+
+
+def _artifact_json(run_id: str, row: ArtifactRow) -> dict[str, Any]:
+    found = asdict(views.Artifact.of_row(run_id, row))
+    return found if row.data else {k: v for k, v in found.items() if k != "data"}
+
+
+def _artifact_line(run: RunRow, row: ArtifactRow) -> str:
+    """What an artifact is: its kind, key, and who made it; of a progress, how far it is."""
+    parts = [row.kind]
+    if not row.key.startswith("~"):
+        parts.append(click.style(label(row.key), bold=True))
+    if row.seq is not None:
+        parts.append(f"of {run.id}-{row.seq}")
+    if row.kind == "progress" and row.data:
+        data = json.loads(row.data)
+        parts.append(amount(data["done"], data["total"]))
+        parts.append(one_line(data["message"], 80))
+    parts.append(one_line(row.description, 80))
+    return "  ".join(part for part in parts if part)
+
+
+def print_artifacts(*, run_id: str, db: str | None, as_json: bool) -> int:
+    """Print what a run shows."""
+
+    async def work() -> int:
+        async with reading(db) as reader:
+            row = await find_run(reader, run_id)
+            rows = await _artifacts(reader, row.pk)
+        if as_json:
+            print_json([_artifact_json(row.id, one) for one in rows])
+            return 0
+        if not rows:
+            say("it shows nothing")
+        for n, one in enumerate(rows):
+            if n and one.kind != "progress":
+                say("")
+            say(_artifact_line(row, one))
+            for line in _content(one.kind, json.loads(one.data)):
+                say(f"  {line}")
+        return 0
+
+    return _answered(work)
+
+
+def _content(kind: str, data: dict[str, Any]) -> list[str]:
+    """What an artifact holds, line by line."""
+    match kind:
+        case "markdown":
+            return clean(data["markdown"]).splitlines()
+        case "table":
+            return _table_lines(data)
+        case "link":
+            return list(dict.fromkeys((one_line(data["text"], 200), one_line(data["url"], 4000))))
+        case "image" if "url" in data:
+            return [one_line(data["url"], 4000)]
+        case "image":
+            return [f"{data['mime']}, {data['bytes']:,} bytes"]
+    return []
+
+
+def _table_lines(data: dict[str, Any]) -> list[str]:
+    rows = [
+        ["" if cell is None else one_line(str(cell), 40) for cell in row]
+        for row in data["rows"][:MOST_ROWS]
+    ]
+    width = max((len(row) for row in rows), default=0)
+    head = [one_line(name, 40) for name in data["columns"] or [""] * width]
+    lines = table(head, rows).splitlines() if head else []
+    total = data.get("total_rows", len(data["rows"]))
+    if total > len(rows):
+        lines.append(f"({total:,} rows, of which {len(data['rows']):,} are kept: --json)")
+    return lines if data["columns"] else lines[1:]
 
 
 # --- runs logs, watch, delete; cancel -------------------------------------------------------------

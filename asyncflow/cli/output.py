@@ -94,6 +94,17 @@ def duration(seconds: float | None) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} m"
 
 
+def amount(done: float, total: float | None) -> str:
+    """How much of something is done: 3/10 (30 %), or 3."""
+    if not total:
+        return _number(done)
+    return f"{_number(done)}/{_number(total)} ({100 * done / total:.0f} %)"
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) and value < 1e15 else f"{value:,.6g}"
+
+
 def between(start: datetime | None, end: datetime | None) -> str:
     if start is None or end is None:
         return ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from asyncflow.cli.output import coloured, colours_wanted, duration, label, one_line
+from asyncflow.cli.output import amount, coloured, colours_wanted, duration, label, one_line
 
 if TYPE_CHECKING:
     from asyncflow.engine import Engine
@@ -22,6 +22,8 @@ FRAME, LINE = 0.1, 10.0
 WINDOW = 5.0
 #: Tasks that are shown at once; of more, those that are busy.
 MOST_TASKS = 20
+#: Progresses that are shown at once.
+MOST_TOLD = 5
 _BAR = 20
 
 
@@ -163,6 +165,7 @@ class Progress:
                 state = coloured(run.phase, run.shown_phase)
                 name = click.style(label(run.run_name or run.flow_name), bold=True)
                 lines.append(_cut(f"{name}  {state}  {elapsed}", width))
+            lines += [_cut(line, width) for line in self._told()[-MOST_TOLD:]]
         counts = self._busy()
         tallies = list(self.tallies.by_task.values())
         room = max(1, min(MOST_TASKS, height - len(lines) - 2))
@@ -175,6 +178,16 @@ class Progress:
             running, retrying = counts.get(tally.name, (0, 0))
             lines.append(_cut(_row(tally, wide, running, retrying, now, final), width))
         return lines if colours_wanted() else [click.unstyle(line) for line in lines]
+
+    def _told(self) -> list[str]:
+        """What flows and tasks tell of their progress themselves, where there is more to come."""
+        told = [one for run in self._engine.live.values() for one in self._engine.shown.told(run)]
+        lines = []
+        for one in told:
+            if one.total is None or one.done < one.total:
+                line = f"  {label(one.name)}  {amount(one.done, one.total)}"
+                lines.append(f"{line}  {one_line(one.message, 60)}".rstrip())
+        return lines
 
     def _roots(self) -> list[Run]:
         return [run for run in self._engine.live.values() if run.parent is None]

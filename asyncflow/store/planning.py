@@ -133,6 +133,14 @@ class DeliveryRow(NamedTuple):
     engine: int | None = None  #: the engine that is at it
 
 
+class VariableRow(NamedTuple):
+    """A value under a name."""
+
+    name: str
+    value: bytes  #: JSON
+    updated_at: float
+
+
 class Begin(NamedTuple):
     """A run that is to begin for a deployment, unless something is in its way."""
 
@@ -595,6 +603,14 @@ class Planning:
         )
         return [row[0] for row in self._db.execute(sql, (since, channel, since, channel))]
 
+    # --- variables ------------------------------------------------------------------------------
+
+    def set_variable(self, name: str, value: bytes, now: float) -> None:
+        self._db.execute("INSERT OR REPLACE INTO variables VALUES (?,?,?)", (name, value, now))
+
+    def delete_variable(self, name: str) -> bool:
+        return self._db.execute("DELETE FROM variables WHERE name = ?", (name,)).rowcount > 0
+
     # --- retention ------------------------------------------------------------------------------
 
     def prune(self, before: float, rows: int) -> int:
@@ -721,6 +737,14 @@ def automations(name: str | None = None) -> Question[AutomationRow]:
     if name is not None:
         return Question(f"{AUTOMATIONS} WHERE name = ?", (name,), _automation)
     return Question(f"{AUTOMATIONS} ORDER BY name", (), _automation)
+
+
+def variables(name: str | None = None) -> Question[VariableRow]:
+    """All variables by name, or one."""
+    sql = "SELECT name, value, updated_at FROM variables"
+    if name is not None:
+        return Question(f"{sql} WHERE name = ?", (name,), VariableRow._make)
+    return Question(f"{sql} ORDER BY name", (), VariableRow._make)
 
 
 def waiting(channel: str, now: float) -> Question[int]:

@@ -357,6 +357,11 @@ class SqliteStore:
             )
         elif _is_busy(error):
             text = f"another process keeps the database {path} locked: look for one that hangs"
+        elif str(error).startswith(("no such table", "no such column")):
+            text = (
+                f"the database {path} was written by an older asyncflow ({error}): bring it to the"
+                " schema of this one with `asyncflow db migrate`"
+            )
         else:
             text = f"the database {path} failed: {error}"
         raise StoreError(text) from error

@@ -1,0 +1,106 @@
+"""``asyncflow variables ls|get|set|delete``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from asyncflow.cli.looking import reading
+from asyncflow.cli.output import answered, clean, label, local, one_line, print_json, say, table
+from asyncflow.engine import Engine, default_database
+from asyncflow.errors import StoreError
+from asyncflow.variables import stored
+
+
+def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    return answered(lambda: asyncio.run(work()))
+
+
+def list_variables(*, db: str | None, as_json: bool) -> int:
+    """``variables ls``."""
+
+    async def work() -> int:
+        async with reading(db) as reader:
+            found = await stored(reader)
+        if as_json:
+            print_json([asdict(one) for one in found])
+        elif not found:
+            say("no variables yet: asyncflow variables set NAME VALUE")
+        else:
+            rows = [
+                (
+                    label(one.name),
+                    local(one.updated_at),
+                    one_line(json.dumps(one.value, ensure_ascii=False)),
+                )
+                for one in found
+            ]
+            say(table(("NAME", "SET", "VALUE"), rows))
+        return 0
+
+    return _answered(work)
+
+
+def get_variable(*, name: str, db: str | None, as_json: bool) -> int:
+    """``variables get``."""
+
+    async def work() -> int:
+        async with reading(db) as reader:
+            found = await stored(reader, name)
+        if not found:
+            raise _none(name)
+        value = found[0].value
+        if as_json:
+            print_json(asdict(found[0]))
+        elif isinstance(value, str):
+            say(clean(value))
+        else:
+            print_json(value)
+        return 0
+
+    return _answered(work)
+
+
+def _none(name: str) -> StoreError:
+    return StoreError(f"there is no variable {name!r} in this database")
+
+
+def set_variable(*, name: str, value: str, db: str | None, as_json: bool) -> int:
+    """``variables set``."""
+
+    async def work() -> int:
+        try:
+            given = json.loads(value)
+        except ValueError:
+            given = value
+        async with Engine(Path(db) if db else default_database()) as engine:
+            await engine.set_variable(name, given)
+        if as_json:
+            print_json({"name": name, "value": given})
+        else:
+            say(f"set {name} to {one_line(json.dumps(given, ensure_ascii=False))}")
+        return 0
+
+    return _answered(work)
+
+
+def delete_variable(*, name: str, db: str | None, as_json: bool) -> int:
+    """``variables delete``."""
+
+    async def work() -> int:
+        async with reading(db):
+            pass  # the database is there
+        async with Engine(Path(db) if db else default_database()) as engine:
+            if not await engine.delete_variable(name):
+                raise _none(name)
+        if as_json:
+            print_json({"name": name, "deleted": True})
+        else:
+            say(f"deleted {name}")
+        return 0
+
+    return _answered(work)
