@@ -214,8 +214,12 @@ async def test_deployments_are_run_from_their_schema(server: Server) -> None:
 
 
 async def test_deployments_are_declared_of_flows_that_are_there(server: Server) -> None:
+    @flow(name="only here")
+    async def only_here(n: int = 1) -> int:
+        return n
+
     spec: dict[str, Any] = {
-        "flow": "mixed",
+        "flow": "only here",
         "schedules": [{"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin", "name": "work days"}],
         "parameters": {"n": 2},
         "overlap": "queue",
@@ -232,6 +236,7 @@ async def test_deployments_are_declared_of_flows_that_are_there(server: Server) 
     ):
         told = await server.ask("PUT", "/api/deployments/bad", 422, json={**spec, **change})
         assert said in told["detail"], told
+    del only_here
 
 
 async def test_automations_are_declared_without_code(server: Server) -> None:
