@@ -6,7 +6,6 @@ where it is stored as JSON in its row.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
@@ -27,6 +26,7 @@ from asyncflow.errors import (
     DeploymentBusy,
     InvalidOption,
     InvalidParameters,
+    MissingExtra,
     RunNotResumable,
     StoreError,
     UnknownAutomation,
@@ -39,6 +39,7 @@ from asyncflow.parameters import masked
 from asyncflow.planned import automation_infos, delivery_listing, infos, tick_listing
 from asyncflow.registry import declared
 from asyncflow.server import models
+from asyncflow.server.markdown import safe_html
 from asyncflow.server.security import MOST_BODY, Problem
 from asyncflow.states import StateType, default_name
 from asyncflow.store import planning
@@ -654,9 +655,8 @@ async def list_artifacts(api: Api, run_id: str, q: models.ArtifactQuery) -> dict
 def _html(data: dict[str, Any]) -> str | None:
     """A text of markdown as safe HTML; None where what makes it is not installed."""
     try:
-        made = importlib.import_module("asyncflow.server.markdown")
-        return str(made.safe_html(str(data.get("markdown", ""))))
-    except ImportError:  # MissingExtra is one
+        return safe_html(str(data.get("markdown", "")))
+    except MissingExtra:
         return None
 
 
@@ -981,6 +981,28 @@ async def set_limit(api: Api, name: str, body: models.SetLimit) -> dict[str, Any
 async def lift_limit(api: Api, name: str) -> dict[str, Any]:
     """Lift a named limit."""
     await api.engine.set_limit(name, None)
+    return {"ok": True}
+
+
+@route("GET", "/variables", models.Page[models.Variable])
+async def list_variables(api: Api) -> dict[str, Any]:
+    """Variables, by name."""
+    found = await api.engine.variables()
+    return {"items": [asdict(one) for one in found], "next_cursor": None}
+
+
+@route("PUT", "/variables/{name}", models.Ok, body=models.SetVariable)
+async def set_variable(api: Api, name: str, body: models.SetVariable) -> dict[str, Any]:
+    """Give a variable a value."""
+    await api.engine.set_variable(name, body.value)
+    return {"ok": True}
+
+
+@route("DELETE", "/variables/{name}", models.Ok)
+async def delete_variable(api: Api, name: str) -> dict[str, Any]:
+    """Remove a variable."""
+    if not await api.engine.delete_variable(name):
+        raise Problem(404, "there is no variable of this name")
     return {"ok": True}
 
 

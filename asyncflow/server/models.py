@@ -464,5 +464,15 @@ class SetLimit(Given):
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
+class Variable(BaseModel):
+    name: str
+    value: Any
+    updated_at: datetime | None
+
+
+class SetVariable(Given):
+    value: Any
+
+
 class Ok(BaseModel):
     ok: Literal[True] = True

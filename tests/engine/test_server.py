@@ -273,6 +273,15 @@ async def test_limits_are_shown_and_set(server: Server) -> None:
     await server.ask("PUT", "/api/limits/db", 422, json={"limit": -1})
 
 
+async def test_variables_are_shown_set_and_removed(server: Server) -> None:
+    await server.ask("PUT", "/api/variables/region", json={"value": {"a": [1]}})
+    (one,) = (await server.get("/api/variables"))["items"]
+    assert (one["name"], one["value"]) == ("region", {"a": [1]})
+    await server.ask("PUT", "/api/variables/No%20Name", 422, json={"value": 1})
+    await server.ask("DELETE", "/api/variables/region")
+    await server.ask("DELETE", "/api/variables/region", 404)
+
+
 async def test_what_happens_is_streamed_and_gone_on_with(server: Server) -> None:
     headers = {"Authorization": f"Bearer {server.token}"}
 
