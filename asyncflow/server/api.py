@@ -604,7 +604,7 @@ async def timeline(api: Api, run_id: str, q: models.TimelineQuery) -> dict[str, 
         "tasks": list(tasks),
         "start": moment(start),
         "total": total,
-        "cut": len(rows) < total,
+        "cut": len(rows) >= q.limit,
     }
 
 
