@@ -175,10 +175,10 @@ def elapse(trigger: Trigger, state: State, now: float) -> tuple[State, list[Firi
     plan = _plan(trigger)
     if state["of"] != plan.digest:
         raise _foreign(trigger)
-    fired: list[Firing] = []
+    fired: list[tuple[float, Firing]] = []
     if plan.node.elapse(state["node"], now, fired):
         state["changes"] += 1
-    return state, fired
+    return state, [firing for _, firing in fired]
 
 
 def next_due(trigger: Trigger, state: State) -> float | None:
@@ -231,7 +231,9 @@ class _Node(Protocol):
 
     def step(self, state: State, event: EventRecord, fired: list[Firing]) -> bool: ...
 
-    def elapse(self, state: State, now: float, fired: list[Firing]) -> bool: ...
+    def elapse(self, state: State, now: float, fired: list[tuple[float, Firing]]) -> bool:
+        """Add what fires, each with the point in time that it took, in order."""
+        ...
 
     def due(self, state: State) -> float | None: ...
 
@@ -415,7 +417,7 @@ class _Event:
                 del buckets[oldest]
         _drop_oldest(state, lambda bucket: len(bucket[1]))
 
-    def elapse(self, state: State, now: float, fired: list[Firing]) -> bool:
+    def elapse(self, state: State, now: float, fired: list[tuple[float, Firing]]) -> bool:
         return False
 
     def due(self, state: State) -> float | None:
@@ -474,7 +476,7 @@ class _Waits:
             text = _text([event.id, event.time, event.name, fields])
         return text
 
-    def elapse(self, state: State, now: float, fired: list[Firing]) -> bool:
+    def elapse(self, state: State, now: float, fired: list[tuple[float, Firing]]) -> bool:
         due, buckets = state["due"], state["buckets"]
         if due is None or (now < due and due - self.length <= now + SLACK):
             return False
@@ -486,8 +488,10 @@ class _Waits:
             for name, (since, id_, _, _) in buckets.items()
             if since + self.length <= now
         )
+        own: list[Firing] = []
         for _, _, name in over:
-            self.over(state, name, fired)
+            self.over(state, name, own)
+        fired += [(firing.time, firing) for firing in own]
         state["due"] = min((wait[0] for wait in buckets.values()), default=None)
         if state["due"] is not None:
             state["due"] += self.length
@@ -671,15 +675,17 @@ class _Composite:
                     self.take(state, i, firing, order, fired)
         return changed
 
-    def elapse(self, state: State, now: float, fired: list[Firing]) -> bool:
+    def elapse(self, state: State, now: float, fired: list[tuple[float, Firing]]) -> bool:
         changed = False
         over: list[tuple[float, int, int, Firing]] = []
         for i, (part, own) in enumerate(zip(self.parts, state["parts"], strict=True)):
-            ended: list[Firing] = []
+            ended: list[tuple[float, Firing]] = []
             changed |= part.elapse(own, now, ended)
-            over += [(firing.time, i, n, firing) for n, firing in enumerate(ended)]
-        for _, i, _, firing in sorted(over, key=lambda one: one[:3]):
-            self.take(state, i, firing, _last(firing), fired)
+            over += [(at, i, n, firing) for n, (at, firing) in enumerate(ended)]
+        for at, i, _, firing in sorted(over, key=lambda one: one[:3]):
+            taken: list[Firing] = []
+            self.take(state, i, firing, _last(firing), taken)
+            fired += [(at, one) for one in taken]
         return changed
 
 
