@@ -159,7 +159,7 @@ def _only(table: Mapping[str, Any], known: Iterable[str], path: str, where: str)
 
 
 def _deployment(entry: dict[str, Any], where: str, path: Path) -> Deployment:
-    from asyncflow.cli.target import find_flow
+    from asyncflow.target import find_flow
 
     _only(entry, _DEPLOYMENT, where, "")
     for key in ("name", "flow"):

@@ -126,7 +126,7 @@ def _declared(
     name: str | None,
     params: tuple[str, ...],
 ) -> list[Any]:
-    from asyncflow.cli.target import find_deployments
+    from asyncflow.target import find_deployments
 
     found = []
     for target in targets:

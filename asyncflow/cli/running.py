@@ -30,11 +30,11 @@ from asyncflow.cli.output import (
     say,
 )
 from asyncflow.cli.progress import Progress
-from asyncflow.cli.target import find_flow
 from asyncflow.engine import Engine, FlowRun, default_database
 from asyncflow.errors import StoreError, UnknownFlow
 from asyncflow.registry import find
 from asyncflow.states import State, StateType
+from asyncflow.target import find_flow
 
 _SIGNAL_EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 

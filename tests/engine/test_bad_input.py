@@ -331,7 +331,7 @@ async def test_a_full_disk_ends_the_run_with_one_clear_error_and_a_resume_goes_o
 
 async def test_two_flows_with_one_name_are_told_apart_by_the_command_line(tmp_path: Any) -> None:
     from asyncflow import UnknownFlow
-    from asyncflow.cli.target import find_flow
+    from asyncflow.target import find_flow
 
     file = tmp_path / "twice.py"
     file.write_text(
