@@ -106,6 +106,7 @@ from asyncflow.writer import Writer, uncancelled
 if TYPE_CHECKING:
     from asyncflow.diff import RunDiff
     from asyncflow.flows import Flow
+    from asyncflow.metrics import Metrics
     from asyncflow.store.base import Reader
 
 R = TypeVar("R")
@@ -258,11 +259,14 @@ class Engine(Plans, Variables):
         suspend_after_seconds: a run that has only waited (`sleep`, `wait_for_event`,
             `pause_flow_run`) for so long leaves memory until the wait is over; its body is
             replayed then. None keeps all in memory.
+        metrics: whether runs, tasks and waits are counted from the beginning; by default, from
+            when `metrics_text` is first asked.
         seed: of all chance (jitter), for tests.
         clock: what tells wall time, for tests.
 
     Raises:
         InvalidOption: a value makes no sense.
+        MissingExtra: something is asked for whose package is not installed.
         StoreError: on opening, the store cannot be used; it says why and what to do.
     """
 
@@ -278,6 +282,7 @@ class Engine(Plans, Variables):
         hook_timeout_seconds: float | None = 30.0,
         retention_days: float | None = 30.0,
         suspend_after_seconds: float | None = 60.0,
+        metrics: bool = False,
         seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -299,6 +304,12 @@ class Engine(Plans, Variables):
         self._retention_days = retention_days
         self._hook_timeout = hook_timeout_seconds
         self._suspend_after = suspend_after_seconds
+        self._wants_metrics = bool(metrics)
+        if metrics:
+            from asyncflow.metrics import check_package
+
+            check_package()
+        self.metrics: Metrics | None = None
         self.clock = clock or WallClock()
         self.rng = Random(seed)
         self._given_store = store
@@ -407,6 +418,9 @@ class Engine(Plans, Variables):
         self.retention = Retention(self, self._retention_days, keep_last)
         self._start_retention()
         self._open = True
+        self.metrics = None
+        if self._wants_metrics:
+            self._count()
         self._joined()  # others may have come meanwhile
 
     # What a simulation makes otherwise (see `asyncflow.testing`).
@@ -484,6 +498,26 @@ class Engine(Plans, Variables):
 
         return capture(self)
 
+    def _count(self) -> Metrics:
+        if self.metrics is None:
+            from asyncflow.metrics import Metrics
+
+            self.metrics = Metrics(self)
+        return self.metrics
+
+    def metrics_text(self) -> bytes:
+        """All metrics of this engine, in the text format of Prometheus (version 0.0.4).
+
+        What is not counted yet is counted from now on.
+
+        Raises:
+            MissingExtra: `prometheus-client` is not installed.
+        """
+        if self.metrics is None:
+            self._check_open()
+            return self.call(self._count).text()
+        return self.metrics.text()
+
     async def aclose(self) -> None:
         """Interrupt what is running (it can be resumed), write what is left, let go of all."""
         if not self._open:
@@ -515,6 +549,8 @@ class Engine(Plans, Variables):
             self.report(str(error))
         self._logs.close()
         await self.executor.aclose()
+        if self.metrics is not None:
+            self.metrics.close()
         try:
             if self._broken is None:
                 await self.journal.durable()
@@ -2163,6 +2199,8 @@ class Engine(Plans, Variables):
         """Move a flow run and record it. *owned*: it stays ours though it is PAUSED."""
         now = self.clock.time()
         self.machine.move_run(run, state, name, message, f"{moment(now):%H:%M:%S}")
+        if state.is_final and self.metrics is not None:
+            self.metrics.run_ended(run, state)
         kept = not state.is_final and (state is not S.PAUSED or owned)
         owner = self.id if kept else None
         self.journal.run(

@@ -37,6 +37,7 @@ from asyncflow.writer import uncancelled
 if TYPE_CHECKING:
     from asyncflow.clock import Clock
     from asyncflow.journal import Journal
+    from asyncflow.metrics import Metrics
     from asyncflow.runner.threads import Threads
 
 S = StateType
@@ -155,6 +156,7 @@ class Executor:
         self.bodies: Bodies | None = None
         self.calls: ItemCalls | None = None
         self.cache: Cache | None = None
+        self.metrics: Metrics | None = None
         self.asides: Asides | None = None
         self.hungry: Callable[[set[Any]], None] | None = None
         self.steady: Clock = clock  # by which deadlines are judged
@@ -498,6 +500,8 @@ class Executor:
         identity = b""
         done = 0
         step: _Step | None = None
+        metrics = self.metrics
+        entered = mono() if metrics is not None else 0.0
         while index < until and machine.joined == joined and index not in known:
             if column is not None:
                 args = (column[index],)
@@ -541,6 +545,8 @@ class Executor:
                     batch.light = False
             break
         self._left -= done
+        if done and metrics is not None:
+            metrics.stretch(batch, done, mono() - entered)
         if done and at_once:
             machine.items_completed(batch, done)
         if step is None:
@@ -733,6 +739,8 @@ class Executor:
             return
         if policy is not None and policy != "continue" and not call.run.ending:
             self.machine.set_aside(call, error, policy == "pause", text)
+            if self.metrics is not None:
+                self.metrics.attempted(call, now)
             return
         if name is None and is_rolled_back(error, call.run.pk, call.seq):
             name = "RolledBack"
@@ -781,6 +789,9 @@ class Executor:
                 )
             )
         self.machine.back_off(call, error, retry_at, text)
+        if self.metrics is not None:
+            self.metrics.attempted(call, now)
+            call.ready = now + wait
         if self.journal is None:
             self.machine.retry_at(call, self.loop.time() + wait)
         elif self.machine.at_once:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from asyncflow import rows
@@ -58,6 +59,7 @@ class Journal:
     Attributes:
         hide: takes out of what is about to be written what must not be; None: nothing must not.
         happened: told when events were written, moves of runs included; None: nobody asks.
+        timed: makes of a transaction one that is timed; None: nobody wants to know.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Journal:
         self._warn = warn
         self.hide: Callable[[Writes], None] | None = None
         self.happened: Callable[[], None] | None = None
+        self.timed: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None
         self._scheduled = False
         self._writing = False
         self._broken: BaseException | None = None
@@ -186,16 +189,19 @@ class Journal:
                 self._tell()
             return not self._waits()
         if size <= MOST_BYTES and self._writer.prefers_here():
+            short = partial(self._store.write, writes, wait=False)
             try:
-                if self._writer.here(lambda: self._store.write(writes, wait=False)):
+                if self._writer.here(short if self.timed is None else self.timed(short)):
                     self._done(ends, None)
                     return not self._waits()
             except BaseException as error:
                 self._done(ends, error)
                 return False
         self._writing = True
+        work = partial(self._store.write, writes)
         self._writer.submit(
-            lambda: self._store.write(writes), lambda _, error: self._thread_done(ends, error)
+            work if self.timed is None else self.timed(work),
+            lambda _, error: self._thread_done(ends, error),
         )
         return False
 

@@ -47,6 +47,25 @@ class Observer(Protocol):
         ...
 
 
+class Observers:
+    """Several observers, told one after another."""
+
+    def __init__(self, *told: Observer) -> None:
+        self.told = told
+
+    def made(self, source: Call | Batch, count: int) -> None:
+        for observer in self.told:
+            observer.made(source, count)
+
+    def ended(self, call: Call) -> None:
+        for observer in self.told:
+            observer.ended(call)
+
+    def completed(self, source: Batch, count: int, before: int) -> None:
+        for observer in self.told:
+            observer.completed(source, count, before)
+
+
 class Machine:
     """Decides for all runs of one engine.
 
@@ -76,6 +95,11 @@ class Machine:
         #: Limits of which there is more, but in the hands of other engines.
         self.hungry: set[Limit] = set()
         self.observer: Observer | None = None
+
+    def observe(self, observer: Observer) -> None:
+        """Tell *observer*, too, from now on."""
+        before = self.observer
+        self.observer = observer if before is None else Observers(before, observer)
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -123,6 +147,7 @@ class Machine:
     def answer(self, call: Call, state: StateType, name: str | None) -> None:
         """The end of a new call is known from the store."""
         self._move(call, state, name, record=False)
+        call.answered = True
 
     def submit_answered(self, call: Call) -> None:
         """A call that was answered from the store is there, and can be settled."""
@@ -416,8 +441,11 @@ class Machine:
         call.attempt += 1
         if call.started is None:
             call.started = now
+        name = None
+        if call.attempt > 1:
+            name, call.began = "Retrying", now
         # Not recorded at once: most calls end before anybody could look (see `note`).
-        self._move(call, _RUNNING, "Retrying" if call.attempt > 1 else None, record=False)
+        self._move(call, _RUNNING, name, record=False)
 
     def note(self, call: Call) -> None:
         """Record the call as it is now, because it has been so for a while."""
@@ -625,6 +653,8 @@ class Machine:
             if not other.waiting:
                 other.waits_on = ()
                 other.eager = True
+                if self.observer is not None:
+                    other.ready = now
                 self._free_to_go(other, now)
 
     @staticmethod

@@ -179,6 +179,10 @@ class Call:
         lenient: of one that did not run because of an upstream, whether that fails nobody.
         aside: what becomes of it after its own code has failed, where that is not its end.
         unrecorded: it has no row of its own: it stands for calls that cannot be made yet.
+        answered: its end was known from the store: it did not run in this life of its run.
+        began: when its newest attempt began, if that is not its first (`started`).
+        ready: since when it lacked nothing but slots, where that is not `created` and is measured.
+        counted: the number of attempts that `asyncflow.metrics` has seen.
     """
 
     # Not slots: most calls set few of these, and what stands in the class costs them nothing.
@@ -193,7 +197,11 @@ class Call:
     failures = 0
     interruptions = 0
     noticed = 0
+    answered = False
     started: float | None = None
+    began: float | None = None
+    ready: float | None = None
+    counted = 0
     ended: float | None = None
     retry_at: float | None = None
     expires: float | None = None

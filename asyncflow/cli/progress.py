@@ -98,7 +98,7 @@ class Progress:
         self._next_line = self._began + LINE
         self._streams: tuple[TextIO, TextIO] | None = None
         self.tallies = Tallies(engine.clock.time())
-        engine.machine.observer = self.tallies
+        engine.machine.observe(self.tallies)
 
     def start(self) -> None:
         if self._live:

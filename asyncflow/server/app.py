@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from asyncflow import __version__
-from asyncflow.errors import InvalidOption
+from asyncflow.errors import InvalidOption, MissingExtra
 from asyncflow.failures import told
 from asyncflow.server import openapi
 from asyncflow.server.api import ROUTES, Api, Route, answer_of, taken
@@ -180,11 +180,12 @@ async def _document(request: web.Request) -> web.Response:
 
 def _metrics(api: Api) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def metrics(request: web.Request) -> web.Response:
-        text = getattr(api.engine, "metrics_text", None)
-        if text is None:
-            raise Problem(404, "this engine keeps no metrics")
+        try:
+            text = api.engine.metrics_text()
+        except MissingExtra as error:
+            raise Problem(501, str(error)) from None
         return web.Response(
-            body=text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
     return metrics

@@ -305,6 +305,15 @@ async def test_what_happens_is_streamed_and_gone_on_with(server: Server) -> None
     assert "flow-run.Running" in again
 
 
+async def test_metrics_are_served_as_prometheus_reads_them(server: Server) -> None:
+    headers = {**OWN, "Authorization": f"Bearer {server.token}"}
+    await server.engine.submit(mixed, 1)
+    async with server.web.get(server.base + "/metrics", headers=headers) as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        assert "asyncflow_running_runs" in await answer.text()
+
+
 # --- who may ask --------------------------------------------------------------------------------
 
 

@@ -17,7 +17,8 @@ PACKAGE = Path(asyncflow.__file__).parent
 #: Modules that `import asyncflow` must not load: they are for those who use them.
 HEAVY = [
     "aiohttp", "aiosmtplib", "aiosqlite", "anyio", "apprise", "asyncio", "click", "cronsim",
-    "dateutil", "jinja2", "matplotlib", "orjson", "pydantic", "sqlite3", "uvloop", "zoneinfo",
+    "dateutil", "jinja2", "matplotlib", "opentelemetry", "orjson", "prometheus_client", "pydantic",
+    "sqlite3", "uvloop", "zoneinfo",
 ]  # fmt: skip
 
 
