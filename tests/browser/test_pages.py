@@ -335,7 +335,9 @@ def test_a_first_visit_takes_less_than_500_kib(open_tab: Callable[..., Tab]) -> 
 
 def test_a_task_run_shows_its_attempts(tab: Tab) -> None:
     tab.go(FAILED)
-    tab.page.locator(".node[data-state=FAILED]").click()
+    tab.page.get_by_role("button", name="1 failed", exact=True).click()
+    tab.until("document.querySelectorAll('tr.opened tbody tr').length === 1")
+    assert tab.query() == {"task": [HOSTILE[0]], "state": ["FAILED"]}
     tab.page.locator("tr.opened tr:has(.badge[data-state=FAILED]) button").click()
     dialog = tab.page.locator("dialog")
     dialog.locator("text=Attempts that failed").wait_for()

@@ -78,11 +78,20 @@ export function taskTable(context, id) {
           type: "button", "aria-expanded": String(one.open),
           onclick: () => (one.open ? shut() : expand(one.task, false)),
         }, icon(one.open ? "down" : "right"), one.task)),
-      h("td.right", null, `${number(one.counts.COMPLETED ?? 0)} / ${number(one.total)}`),
+      h("td.right", null, `${number(one.counts.COMPLETED ?? 0)} / ${number(one.total)}`,
+        one.counts.FAILED && one.total > 1
+          ? h("div", null, h("button.link.bad", { type: "button", onclick: () => showFailed(one.task) }, `${number(one.counts.FAILED)} failed`))
+          : null),
       h("td.bar-cell", null, stateBar(one.counts, one.total)),
       h("td.wide", null, when(one.first_started)),
       h("td.wide.right", null, duration(seconds)),
     );
+  }
+
+  function showFailed(name) {
+    state.value = "FAILED";
+    context.setQuery({ state: "FAILED", task: null });
+    expand(name, false);
   }
 
   function shut() {

@@ -2,7 +2,7 @@
 
 import { get, items, part } from "../api.js";
 import { fill, fromHtml, h, keyed, safeHref } from "../dom.js";
-import { pretty } from "../format.js";
+import { number, pretty, words } from "../format.js";
 import { card, empty, table, when } from "../parts.js";
 
 const ROWS = 100;
@@ -22,14 +22,14 @@ export function artifacts(context, id) {
 }
 
 function draw(one) {
-  return card(one.key || one.kind, [one.description ? h("p.muted", null, one.description) : null, content(one)],
+  return card(one.key || words(one.kind.toUpperCase()), [one.description ? h("p.muted", null, one.description) : null, content(one)],
     h("span.muted.small", null, when(one.updated_at ?? one.created_at)));
 }
 
 function content(one) {
   const { data } = one;
   if (one.kind === "markdown") {
-    return typeof one.html === "string" ? h("div.prose", null, fromHtml(one.html)) : h("pre.code", null, textOf(data));
+    return typeof one.html === "string" ? h("div.prose", null, fromHtml(one.html)) : h("pre.code", null, textOf(own(data, "markdown", "text")));
   }
   if (one.kind === "table") return rows(data);
   if (one.kind === "link") return link(own(data, "url", "link"), own(data, "text", "link_text", ""));
@@ -67,7 +67,8 @@ function progress(data) {
   const share = Math.max(0, Math.min(1, done / total));
   const bar = h("div.progress", { role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(share * 100), "aria-valuemin": "0", "aria-valuemax": "100" }, h("span"));
   bar.firstElementChild.style.width = `${share * 100}%`;
-  return h("div.progress-row", null, bar, h("span.num", null, data?.total !== undefined ? `${done} / ${total}` : `${Math.round(share * 100)} %`));
+  const message = typeof data === "object" && data?.message ? h("p.muted", null, data.message) : null;
+  return [message, h("div.progress-row", null, bar, h("span.num", null, data?.total !== undefined ? `${number(done)} / ${number(total)}` : `${Math.round(share * 100)} %`))];
 }
 
 function rows(data) {

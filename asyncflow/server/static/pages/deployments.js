@@ -161,7 +161,7 @@ export function deployment(context) {
     );
     keyed(schedules, one.schedules, (s) => s.name, (s) =>
       h("tr", null,
-        h("td.main-cell", null, s.name, h("span.sub.mono", null, s.schedule)),
+        h("td.main-cell", null, s.name, s.schedule === s.name ? null : h("span.sub.mono", null, s.schedule)),
         h("td", null, s.paused || one.paused ? flag(s.reason ? `Paused: ${s.reason}` : "Paused")
           : s.late_since ? flag(["late since ", when(s.late_since)], "bad")
           : s.next_at.slice(0, 3).map((t) => h("div", { title: exactly(t) }, when(t)))),

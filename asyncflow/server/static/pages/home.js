@@ -94,7 +94,7 @@ function show(node, list, none) {
     h("div.item", { dataset: { run: run.id } },
       badge(run.state, run.state_name),
       h("div.item-main", null, runLink(run),
-        h("span.sub", null, run.message || run.flow)),
+        h("span.sub", null, run.message || (run.flow === run.name ? "" : run.flow))),
       h("div.item-end", null, took(run), when(run.started_at ?? run.created_at)))));
 }
 

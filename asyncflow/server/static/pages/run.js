@@ -100,7 +100,7 @@ function showHead(head, run, loader) {
       badge(run.state, run.state_name),
       h("span.spring"),
       mayAct() ? h("div.actions", null, actions(run, loader)) : null),
-    run.message && run.message !== run.error?.message ? h("p.message", null, run.message) : null,
+    run.message && !saysSame(run.message, run.error) ? h("p.message", null, run.message) : null,
     facts([
       ["Began", run.started_at ? when(run.started_at) : null],
       ["Planned for", run.scheduled_at ? when(run.scheduled_at) : null],
@@ -123,6 +123,9 @@ function showHead(head, run, loader) {
   );
 }
 
+const saysSame = (message, error) =>
+  error && (message === error.message || message === `${error.type}: ${error.message}`);
+
 function actions(run, loader) {
   const final = FINAL.has(run.state);
   const noCode = session.embedded
@@ -142,7 +145,7 @@ function actions(run, loader) {
         return true;
       })),
     ["FAILED", "CRASHED", "CANCELLED", "PAUSED"].includes(run.state)
-      ? button("Resume", act("resume", "It goes on."), { kind: "primary", ...noCode })
+      ? button("Resume", act("resume", "It goes on."), { kind: run.state_name === "Paused" ? "" : "primary", ...noCode })
       : null,
     button("Run again…", () => again(run, "rerun"), noCode),
     button("Fork…", () => again(run, "fork"), noCode),
@@ -254,7 +257,8 @@ function overview(context, id) {
     const found = await get(`runs/${part(id)}/timeline`, { limit: most }, context.signal);
     timeCard.hidden = !found.spans.length;
     time.show(found);
-    cut.hidden = !found.cut;
+    // Those that never began have no span, and are not missing.
+    cut.hidden = !found.cut || found.spans.length < most;
     fill(cut, `The first ${number(found.spans.length)} of ${number(found.total)} task runs. `,
       most < 10_000
         ? button("Show more", () => { most = 10_000; spans.now(); }, { kind: "small" })

@@ -124,7 +124,7 @@ export function runs(context) {
         : null),
       h("td", null, badge(run.state, run.state_name)),
       h("td.main-cell", null, runLink(run),
-        h("span.sub", null, run.flow, run.message && run.state !== "COMPLETED" ? ` · ${run.message}` : "")),
+        h("span.sub", null, about(run))),
       h("td.wide", null, run.deployment
         ? h("a.quiet", { href: at(`deployments/${part(run.deployment)}`) }, run.deployment)
         : null),
@@ -252,6 +252,9 @@ export function runs(context) {
     pages,
   );
 }
+
+const about = (run) =>
+  [run.flow === run.name ? "" : run.flow, run.state === "COMPLETED" ? "" : run.message].filter(Boolean).join(" · ");
 
 const SAID = {
   cancel: "They are told to stop; what they clean up still runs.",
