@@ -154,6 +154,25 @@ def test_no_page_is_wider_than_a_phone(open_tab: Callable[..., Tab]) -> None:
         assert width <= 375, place
 
 
+def test_dialogs_fit_on_a_phone(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab(375, 812)
+    tab.sign_in()
+    for place, name in {
+        "#/deployments/nightly_report-hourly": "Run nightly_report-hourly",
+        FAILED: "Fork…",
+        "#/limits": "New limit…",
+    }.items():
+        tab.go(place)
+        tab.page.get_by_role("button", name=name).click()
+        box = tab.page.locator("dialog").bounding_box()
+        assert box is not None
+        assert 0 <= box["x"]
+        assert box["x"] + box["width"] <= 375
+        assert box["y"] + box["height"] <= 812
+        tab.page.keyboard.press("Escape")
+        tab.page.wait_for_selector("dialog", state="detached")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_is_hard_to_use_for_some(open_tab: Callable[..., Tab], scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
@@ -413,6 +432,7 @@ def test_a_deployment_is_run_by_a_form_of_its_schema(tab: Tab) -> None:
     dialog.get_by_role("button", name="Run", exact=True).click()
     errors = [text for text in dialog.locator(".field-error").all_inner_texts() if text]
     assert errors == [
+        "It must be given.",
         "It must be a whole number.",
         "It must be less than 1.",
         "It may have at most 10 characters.",
@@ -436,6 +456,16 @@ def test_a_deployment_is_run_by_a_form_of_its_schema(tab: Tab) -> None:
             "columns": ["c"],
         }
     }  # fmt: skip
+
+
+def test_what_the_server_refuses_is_said_in_the_dialog(tab: Tab) -> None:
+    tab.expected = ["409"]
+    tab.go("#/runs?state=RUNNING", f"tr[data-run='{server_mock.WAITING_RUN}']")
+    tab.go(FAILED)
+    tab.mock.data.runs[1].update(state="RUNNING", state_name="Running")
+    tab.page.get_by_role("button", name="Delete").click()
+    tab.page.get_by_role("button", name="Delete the run").click()
+    tab.page.wait_for_selector("dialog .dialog-problem:has-text('the run is running')")
 
 
 def test_a_schedule_is_paused(tab: Tab) -> None:

@@ -188,7 +188,8 @@ export async function attempt(work, done) {
  */
 export function dialog(title, body, { okay = "OK", danger = false, submit = null, wide = false } = {}) {
   const back = document.activeElement;
-  const node = h("dialog.dialog", { "aria-labelledby": "dialog-title", class: wide ? "wide" : "" });
+  const node = h("dialog.dialog", { "aria-labelledby": "dialog-title", class: wide ? "broad" : "" });
+  const problem = h("p.failure.dialog-problem", { role: "alert" });
   const go = submit
     ? h("button.button", { type: "submit", class: danger ? "danger" : "primary" }, okay)
     : null;
@@ -200,10 +201,13 @@ export function dialog(title, body, { okay = "OK", danger = false, submit = null
         event.preventDefault();
         if (!submit) return node.close();
         go.disabled = true;
+        fill(problem);
         try {
           if (await submit()) node.close();
         } catch (error) {
-          complain(error);
+          // Here, since a message at the edge of the page would be behind the dialog.
+          if (error instanceof ApiError && error.status !== 401) fill(problem, error.message);
+          else complain(error);
         } finally {
           go.disabled = false;
         }
@@ -216,7 +220,7 @@ export function dialog(title, body, { okay = "OK", danger = false, submit = null
       h("h2", { id: "dialog-title" }, title),
       iconButton("close", "Close", () => node.close()),
     ),
-    h("div.dialog-body", null, body),
+    h("div.dialog-body", null, body, problem),
     submit
       ? h("footer.dialog-foot", null, button("Cancel", () => node.close()), go)
       : null,

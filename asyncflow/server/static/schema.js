@@ -119,7 +119,7 @@ function input(name, schema, given, isRequired) {
       value: typeof start === "string" ? start : "",
     });
     read = () => {
-      if (control.value === "" && required && !schema.nullable && (schema.minLength ?? 0) > 0) return nothing(true);
+      if (control.value === "" && required && !schema.nullable) return nothing(true);
       if (control.value === "" && (!isSet || start === null) && !required) return undefined;
       if (control.value === "" && schema.nullable) return null;
       return asText(control.value, schema);
