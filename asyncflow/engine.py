@@ -719,6 +719,7 @@ class Engine(Plans, Variables):
         batch = self.calls.make_batch(run, spec, inputs, parent, priority, upstream)
         if batch.size:
             self.machine.submit_batch(batch)
+            self.executor.bound_batch(batch)
             self.executor.pump()
         return batch
 

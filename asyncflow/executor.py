@@ -14,6 +14,7 @@ from contextvars import Context
 from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from weakref import ref
 
 from asyncflow import drive as driving
 from asyncflow.context import CURRENT
@@ -1109,11 +1110,31 @@ class Executor:
         self.pump()
 
     def _queue_over(self, call: Call, attempt: int) -> None:
+        self._leave_line(call, attempt)
+        self.pump()
+
+    def _leave_line(self, call: Call, attempt: int) -> None:
         if call.phase.is_final or call.attempt != attempt or call.holding or call.aside:
             return
         text = f"{call.display} got no slot within {call.options.queue_timeout:g} s"
         self._fail(call, QueueTimeout(text), self.clock.time(), "TimedOut", text)
         self.wake_ended(call)
+
+    def bound_batch(self, batch: Batch) -> None:
+        """A map got in line: its items do not wait there for ever, if that is bounded."""
+        wait = batch.options.queue_timeout
+        if wait is not None:
+            self.loop.call_later(wait, self._batch_over, ref(batch))
+
+    def _batch_over(self, kept: ref[Batch]) -> None:
+        batch = kept()
+        if batch is None:
+            return
+        for call in self.machine.untaken(batch):
+            if call.phase.is_final:
+                self.machine.settle(call)  # answered from the store, before it was its turn
+            else:
+                self._leave_line(call, 0)
         self.pump()
 
     def _arm_tick(self) -> None:

@@ -18,6 +18,7 @@ it, or depend on it, see it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Protocol
@@ -724,11 +725,17 @@ class Machine:
     def cancel_batch(self, batch: Batch, msg: str, now: float, error: BaseException) -> None:
         """Cancel the items of a map that were not taken; each gets its record."""
         batch.stopped = msg
+        for call in self.untaken(batch):
+            self.cancel(call, msg, now, error)
+
+    @staticmethod
+    def untaken(batch: Batch) -> Iterator[Call]:
+        """The items of a map that were not taken, which are calls from now on."""
         while batch.next < batch.size:
             call = batch.take()
             if not call.settled:
                 batch.run.calls[call] = None
-                self.cancel(call, msg, now, error)
+                yield call
 
     # --- time ---------------------------------------------------------------------------------
 

@@ -180,12 +180,15 @@ def test_events_are_watched_as_they_come(folder: Path) -> None:
     until(folder, RUNS, 1)
     watching = start("events", "watch", "--json", "--kind", "flow-run.Completed")
     assert watching.stdout is not None
-    lines = [json.loads(watching.stdout.readline()) for _ in range(2)]
+    try:
+        texts = [watching.stdout.readline() for _ in range(2)]
+    finally:
+        _, err = stop(watching, signal.SIGINT)
+        stop(serving)
+    assert watching.returncode == 130, err
+    lines = [json.loads(text) for text in texts]
     assert {line["kind"] for line in lines} == {"flow-run.Completed"}
     assert lines[0]["id"] < lines[1]["id"]
-    stop(watching, signal.SIGINT)
-    stop(serving)
-    assert watching.returncode == 130
 
 
 def test_a_message_that_kill_9_cut_off_arrives_after_the_next_start(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 from virtual import advance, now, virtual_engine, virtually
@@ -19,6 +20,7 @@ from asyncflow import (
     flow,
     runtime,
     task,
+    wait,
 )
 
 
@@ -398,6 +400,71 @@ async def test_the_queue_timeout_bounds_the_wait_for_a_slot() -> None:
 
     async with virtual_engine() as engine:
         await engine.run(main)
+
+
+@virtually
+@pytest.mark.parametrize("how", ["map", "light map", "stream"])
+async def test_the_queue_timeout_bounds_the_wait_of_each_item(how: str) -> None:
+    began: list[int] = []
+
+    @flow
+    async def main() -> tuple[list[Any], float]:
+        gate = asyncio.Event()
+
+        @task(max_concurrency=1, queue_timeout_seconds=1)
+        async def hold(n: int) -> int:
+            began.append(n)
+            if n >= 2 or how == "map":
+                await gate.wait()
+            return n
+
+        if how == "stream":
+            asyncio.get_running_loop().call_later(3, gate.set)
+            stream = hold.stream(range(6), max_in_flight=6, ordered=True, on_error="collect")
+            return [item async for item in stream], now()
+        futures = hold.map(range(6))
+        found = await asyncio.gather(*futures[-3:], return_exceptions=True)
+        failed = now()
+        gate.set()
+        await wait(futures)
+        return await asyncio.gather(*futures[:-3], return_exceptions=True) + found, failed
+
+    async with virtual_engine() as engine:
+        start = now()
+        run = await engine.submit(main)
+        found, failed = await run
+        good = 1 if how == "map" else 3
+        assert began == list(range(good))
+        assert found[:good] == began
+        assert {type(error) for error in found[good:]} == {QueueTimeout}
+        assert failed - start == pytest.approx(3 if how == "stream" else 1, abs=0.01)
+        states = [task.state.name for task in await engine.task_runs(run.id)]
+        assert sorted(states) == ["Completed"] * good + ["TimedOut"] * (6 - good)
+
+
+@virtually
+async def test_items_that_are_known_do_not_run_out_of_their_time_in_the_queue() -> None:
+    lives: list[int] = []
+
+    @task(max_concurrency=1, queue_timeout_seconds=1)
+    async def hold(n: int) -> int:
+        if n == 1 and len(lives) == 1:
+            raise Flaky(n)
+        if n == 1:
+            await asyncio.sleep(5)
+        return n
+
+    @flow
+    async def main() -> list[int]:
+        lives.append(1)
+        return list(await hold.map(range(8)))
+
+    async with virtual_engine() as engine:
+        run = await engine.submit(main)
+        with pytest.raises(Flaky):
+            await run
+        again = await engine.resume(run.id)
+        assert await again == list(range(8))
 
 
 @virtually
