@@ -222,6 +222,7 @@ class Calls:
         self.threads_limit: Any = None
         self.processes_limit: Any = None
         self.named: Callable[[str], Any] = lambda _: None
+        self.traced = False  # every call has a span: also one whose code never waits
         self._needs: dict[tuple[int, Any, frozenset[str]], Any] = {}
         self._of_tasks: WeakKeyDictionary[Slots, Slots] = WeakKeyDictionary()
 
@@ -418,7 +419,7 @@ class Calls:
         batch.context = copy_context()
         batch.make = self._make_item
         batch.become = self._become
-        batch.light = spec.light
+        batch.light = spec.light and not self.traced
         if spec.options.key is not None:
             batch.keys = [self._key_of_item(spec, inputs, index) for index in range(size)]
         batch.identity_of = self._identity_of_item

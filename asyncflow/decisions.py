@@ -54,6 +54,14 @@ class Decisions:
             if row.value.startswith(MESSAGE):
                 self.taken.add(message_id(row.value))
 
+    def word(self, kind: str) -> bytes | None:
+        """What a life of the run before this one has left by `leave`, most lately."""
+        return next(iter(self._known.get(kind.encode(), ())), None)
+
+    def leave(self, kind: str, value: bytes) -> None:
+        """Leave word for the next life: not a decision, so the code may go another way."""
+        self._record(MarkRow(self._run.pk, kind.encode(), 0, value, 0))
+
     def flowing(self, kind: str, parent: bytes) -> Series:
         """The one series of this kind in the code of *parent*, such as all times it asked for."""
         key = kind.encode() + b"\0" + parent

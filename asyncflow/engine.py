@@ -10,9 +10,10 @@ import json
 import logging
 import os
 import platform
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from contextvars import Token, copy_context
+from contextvars import Context, Token, copy_context
 from datetime import datetime
 from functools import partial
 from math import inf
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from asyncflow.flows import Flow
     from asyncflow.metrics import Metrics
     from asyncflow.store.base import Reader
+    from asyncflow.tracing import Tracing
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -261,6 +263,9 @@ class Engine(Plans, Variables):
             replayed then. None keeps all in memory.
         metrics: whether runs, tasks and waits are counted from the beginning; by default, from
             when `metrics_text` is first asked.
+        tracing: spans of OpenTelemetry for runs, task runs and attempts: True for those of the
+            global provider, or a provider, or False for none; by default, if a global provider
+            has been set when the engine is opened.
         seed: of all chance (jitter), for tests.
         clock: what tells wall time, for tests.
 
@@ -283,6 +288,7 @@ class Engine(Plans, Variables):
         retention_days: float | None = 30.0,
         suspend_after_seconds: float | None = 60.0,
         metrics: bool = False,
+        tracing: Any = None,
         seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -310,6 +316,12 @@ class Engine(Plans, Variables):
 
             check_package()
         self.metrics: Metrics | None = None
+        self._wants_tracing = tracing
+        self.tracing: Tracing | None = None
+        if tracing is not None and tracing is not False:
+            from asyncflow.tracing import provider_of
+
+            provider_of(tracing)
         self.clock = clock or WallClock()
         self.rng = Random(seed)
         self._given_store = store
@@ -421,6 +433,7 @@ class Engine(Plans, Variables):
         self.metrics = None
         if self._wants_metrics:
             self._count()
+        self.tracing = self._make_tracing()
         self._joined()  # others may have come meanwhile
 
     # What a simulation makes otherwise (see `asyncflow.testing`).
@@ -505,6 +518,22 @@ class Engine(Plans, Variables):
             self.metrics = Metrics(self)
         return self.metrics
 
+    def _make_tracing(self) -> Tracing | None:
+        wanted = self._wants_tracing
+        if wanted is None and "opentelemetry.trace" not in sys.modules:
+            return None
+        from asyncflow.tracing import Tracing, provider_of
+
+        provider = provider_of(wanted)
+        return None if provider is None else Tracing(self, provider)
+
+    def apart(self) -> Context:
+        """A context for what nobody asks for just now: it is part of no trace."""
+        context = copy_context()
+        if self.tracing is not None:
+            context.run(self.tracing.apart)
+        return context
+
     def metrics_text(self) -> bytes:
         """All metrics of this engine, in the text format of Prometheus (version 0.0.4).
 
@@ -551,6 +580,8 @@ class Engine(Plans, Variables):
         await self.executor.aclose()
         if self.metrics is not None:
             self.metrics.close()
+        if self.tracing is not None:
+            self.tracing.close()
         try:
             if self._broken is None:
                 await self.journal.durable()
@@ -1141,7 +1172,7 @@ class Engine(Plans, Variables):
         """Look for runs without an owner, again and again."""
         self._watching = None
         if self._open and self._broken is None:
-            self.executor.background(self._watch_once(), "asyncflow-watch")
+            self.apart().run(self.executor.background, self._watch_once(), "asyncflow-watch")
 
     async def _watch_once(self) -> None:
         try:

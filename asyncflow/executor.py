@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from asyncflow.journal import Journal
     from asyncflow.metrics import Metrics
     from asyncflow.runner.threads import Threads
+    from asyncflow.tracing import Tracing
 
 S = StateType
 _COMPLETED, _PENDING, _SCHEDULED = S.COMPLETED, S.PENDING, S.SCHEDULED
@@ -158,6 +159,7 @@ class Executor:
         self.calls: ItemCalls | None = None
         self.cache: Cache | None = None
         self.metrics: Metrics | None = None
+        self.tracing: Tracing | None = None
         self.asides: Asides | None = None
         self.hungry: Callable[[set[Any]], None] | None = None
         self.steady: Clock = clock  # by which deadlines are judged
@@ -373,6 +375,7 @@ class Executor:
         """Run calls one after another, while there are any that may run."""
         machine, journal = self.machine, self.journal
         time, running = self.clock.time, self.running
+        traced = self.tracing is not None
         step: _Step | None = None
         while call is not None:
             spec = call.spec
@@ -382,7 +385,7 @@ class Executor:
             if step is None and call.phase.is_final:
                 # It was cancelled after it was chosen, which gave its slots back.
                 pass
-            elif step is not None or not (spec.slow or call.upstream):
+            elif step is not None or not (spec.slow or call.upstream or traced):
                 # `attempt`, for a coroutine without anything special: the hottest path. Its
                 # first step is made here; what does not wait needs nothing else.
                 try:
@@ -569,6 +572,9 @@ class Executor:
             self._notice = self.loop.call_later(NOTICE, self._note_running)
         context = call.context.copy()
         context.run(CURRENT.set, call)
+        tracing = self.tracing
+        if tracing is not None:
+            tracing.attempt_begins(call, context)
         try:
             if spec.slow:
                 if self.bodies is None:
@@ -602,6 +608,8 @@ class Executor:
                 yield from self._ended_well(call, value)
         finally:
             self.running.pop(call, None)
+            if tracing is not None:
+                tracing.attempt_ends(call)
 
     def _ended_well(self, call: Call, value: Any) -> Generator[Any, Any, None]:
         """Code returned something that may stand for something else."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import orjson
 
 from asyncflow import codec
-from asyncflow.errors import RecordedFailure
+from asyncflow.errors import RecordedFailure, TaskTimeout, WorkerLost
 from asyncflow.naming import class_name
+from asyncflow.states import StateType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,9 +77,20 @@ def headline(stored: Record | bytes | None) -> str:
 
 def told(exc: BaseException, limit: int = 1000) -> str:
     """What people are told of *exc*: ``Type: message``. It never raises, whatever *exc* does."""
-    text = _message(exc)
+    text = message_of(exc)
     name = type(exc).__name__
     return (f"{name}: {text}" if text else name)[:limit]
+
+
+def outcome(call: Call) -> str:
+    """What came of the newest attempt of a call, as states are named."""
+    if call.phase is StateType.CANCELLED:
+        return "Cancelled"
+    if call.phase is StateType.COMPLETED and (call.own or call.error is None):
+        return "Completed"
+    if isinstance(call.error, WorkerLost):
+        return "Crashed"
+    return "TimedOut" if isinstance(call.error, TaskTimeout) else "Failed"
 
 
 def note(exc: BaseException, text: str) -> None:
@@ -166,7 +178,7 @@ def _record(exc: BaseException, depth: int, budget: Iterator[int]) -> Record:
     cls = type(exc)
     made: Record = {
         "type": class_name(cls),
-        "text": _message(exc),
+        "text": message_of(exc),
         "args": None,
         "state": _state(exc),
         "notes": _notes(exc),
@@ -197,7 +209,7 @@ def _record_chain(exc: BaseException, made: Record, depth: int, budget: Iterator
         made[name] = _record(before, depth + 1, budget)
 
 
-def _message(exc: BaseException) -> str:
+def message_of(exc: BaseException) -> str:
     try:
         return _clean(str(exc))
     except Exception as error:

@@ -400,9 +400,13 @@ class Flows:
             awoken = False
             while True:
                 self._begin(run, awoken)
+                if engine.tracing is not None:
+                    engine.tracing.run_begins(run, context)
                 error, host = await self._attempt(run, context)
                 awoken = run.stop == "suspend" and error is not None and host is None
                 if awoken:
+                    if engine.tracing is not None:
+                        engine.tracing.run_ends(run, suspended=True)
                     host = await self._sleep(run)
                     if host is None and run.stop is None:
                         continue
@@ -420,6 +424,8 @@ class Flows:
             winding_up = engine.executor.background(self._end(run, error), "asyncflow-end")
             host = await self._through(winding_up) or host
         finally:
+            if engine.tracing is not None:
+                engine.tracing.run_ends(run)
             self._forget(run)
         if host is not None:
             raise host

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from asyncflow.clock import WallClock
-from asyncflow.errors import MissingExtra, TaskTimeout, WorkerLost
+from asyncflow.errors import MissingExtra
+from asyncflow.failures import outcome
 from asyncflow.run import Batch, Call, Run
 from asyncflow.states import StateType
 
@@ -159,8 +160,8 @@ class Metrics:
         if attempt <= call.counted or began is None:
             return
         call.counted = attempt
-        outcome = _outcome(call)
-        of.outcomes[outcome] = of.outcomes.get(outcome, 0) + 1
+        what = outcome(call)
+        of.outcomes[what] = of.outcomes.get(what, 0) + 1
         of.attempt.add(now - began)
         if attempt == 1:
             of.queue.add(began - call.created)
@@ -332,14 +333,3 @@ class Metrics:
         yield "running_tasks", "Task runs whose code is running, or waits inside.", tasks
         yield "waiting_calls", "Calls that wait for slots, for others, or to be recorded.", waiting
         yield "open_slots", "Slots of the engine that nobody has.", limit.size - limit.used
-
-
-def _outcome(call: Call) -> str:
-    """What came of the newest attempt of a call, as states are named."""
-    if call.phase is S.CANCELLED:
-        return "Cancelled"
-    if call.phase is S.COMPLETED and (call.own or call.error is None):
-        return "Completed"
-    if isinstance(call.error, WorkerLost):
-        return "Crashed"
-    return "TimedOut" if isinstance(call.error, TaskTimeout) else "Failed"

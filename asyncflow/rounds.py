@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from asyncflow.errors import AsyncflowError
@@ -68,7 +67,7 @@ class Rounds:
         if self._task is not None and not self._task.done():
             self._again = True
             return
-        self._task = copy_context().run(
+        self._task = self._engine.apart().run(
             self._engine.loop.create_task, self._serve(), name=f"asyncflow-{self._what}"
         )
 

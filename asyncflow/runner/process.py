@@ -21,6 +21,7 @@ from typing import Any
 from asyncflow.errors import NotSerializable, RecordedFailure, WorkerLost
 from asyncflow.naming import is_from_file
 from asyncflow.runner.worker import _SIZE, frame
+from asyncflow.tracing import carried
 
 
 class ProcessRunner:
@@ -156,6 +157,7 @@ def _request(
         "inputs": inputs,
         "path": sys.path,
         "folder": str(Path.cwd()),
+        "trace": carried(),
     }
 
 

@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 import types
+from contextvars import copy_context
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -88,6 +89,10 @@ def _load_main(path: str) -> None:
 def _run(request: dict[str, Any]) -> Any:
     function = _find(request["module"], request["qualname"], request["main"], request["file"])
     args, kwargs = pickle.loads(request["inputs"])  # noqa: S301 - from our own parent
+    if request["trace"]:
+        from asyncflow.tracing import carry_on
+
+        carry_on(request["trace"])
     result = function(*args, **kwargs)
     if inspect.iscoroutine(result):
         return asyncio.run(result)
@@ -139,7 +144,7 @@ def main() -> None:
         with contextlib.suppress(OSError):
             os.chdir(request["folder"])
         try:
-            answer = pickle.dumps(("ok", _run(request)))
+            answer = pickle.dumps(("ok", copy_context().run(_run, request)))
         except BaseException as error:
             answer = _packed_error(error)
         artifacts = sys.modules.get("asyncflow.artifacts")
