@@ -213,3 +213,22 @@ def schedule_from_table(entry: dict[str, Any], where: str) -> DeploymentSchedule
         if moment is not None and not isinstance(moment, datetime):
             raise InvalidOption(f"{where}: write {key} as 2026-01-31T09:00:00+01:00")
     return DeploymentSchedule(schedule, **options)
+
+
+def schedules_from_json(entries: list[dict[str, Any]]) -> list[DeploymentSchedule]:
+    """Schedules as they stand in JSON, where points in time are texts.
+
+    Raises:
+        InvalidOption: something in them is wrong.
+    """
+    found = []
+    for number, entry in enumerate(entries, 1):
+        made, where = dict(entry), f"schedule {number}"
+        for key in ("start", "end"):
+            if isinstance(made.get(key), str):
+                try:
+                    made[key] = datetime.fromisoformat(made[key])
+                except ValueError:
+                    raise InvalidOption(f"{where}: {key} is no date") from None
+        found.append(schedule_from_table(made, where))
+    return found

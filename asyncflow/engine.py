@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextvars import Context, Token, copy_context
 from datetime import datetime
 from functools import partial
@@ -29,6 +29,7 @@ from asyncflow.asides import Asides
 from asyncflow.bodies import Bodies
 from asyncflow.calls import Calls, Inputs
 from asyncflow.clock import Clock, SteadyClock, WallClock, since_boot
+from asyncflow.commanding import Commands
 from asyncflow.context import CURRENT, ENGINE
 from asyncflow.errors import (
     AlreadyAnswered,
@@ -425,6 +426,7 @@ class Engine(Plans, Variables):
         self._watchful = False
         self.scheduler = None
         self.automator = None
+        self.commands = Commands(self)
         self._served_app: Any = None
         self.stopping = False  # asked to: nothing is begun by itself any more
         self.retention = Retention(self, self._retention_days, keep_last)
@@ -495,6 +497,8 @@ class Engine(Plans, Variables):
         if self.live:
             self.look_out()
         self._watch_later()
+        if self._watchful or (self.scheduler is not None and self.scheduler.active):
+            self.commands.begin_soon()
 
     def _divide(self, limit: Limit) -> None:
         """A named limit has a size: from now on it is divided among the engines."""
@@ -565,7 +569,7 @@ class Engine(Plans, Variables):
         await self.retention.aclose()
         if self._served_app is not None:
             await self._served_app.cleanup()
-        for shell in (self.scheduler, self.automator):
+        for shell in (self.scheduler, self.automator, self.commands):
             if shell is not None:
                 await shell.aclose()
         await self._interrupt_all("its engine was closed")
@@ -1149,7 +1153,8 @@ class Engine(Plans, Variables):
         """Take over the runs that dead engines left, and paused ones that nobody owns.
 
         They go on from what is recorded. As long as this engine is open it then looks, every
-        two seconds, whether other engines have died, and takes over what they left.
+        two seconds, whether other engines have died, and takes over what they left; and does what
+        `asyncflow server start`, which has no code of yours, asks for in the same database.
 
         One that was recovered `max_recoveries` times in a row without completing anything more
         becomes CRASHED. One whose code is not found, or is of another `version`, is parked:
@@ -1159,6 +1164,7 @@ class Engine(Plans, Variables):
             The runs that were taken over now.
         """
         self._check_open()
+        await self.commands.begin()
         taken = await self._recover()
         self._watchful = True
         self._watch_later()
@@ -1185,7 +1191,11 @@ class Engine(Plans, Variables):
     async def _recover(self) -> list[FlowRun[Any]]:
         taken: list[FlowRun[Any]] = []
         await self.journal.durable()  # what we have let go of just now
-        for row, dead in await self.writer.do(lambda: self.store.unfinished(self.id)):
+        unfinished, asked = await self.writer.do(
+            lambda: (self.store.unfinished(self.id), self.store.asked())
+        )
+        self.commands.seen(asked)
+        for row, dead in unfinished:
             if not self._open:
                 break
             if row.id in self.live or self._owned(row) or row.waits_for == IMPORTED:
@@ -1358,18 +1368,24 @@ class Engine(Plans, Variables):
             StateRow(claimed.pk, now, S.PAUSED.value, "Interrupted", why, claimed.epoch),
         )
 
-    async def rerun(self, run_id: str, parameters: dict[str, Any] | None = None) -> FlowRun[Any]:
+    async def rerun(
+        self,
+        run_id: str,
+        parameters: dict[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> FlowRun[Any]:
         """Run the flow of a run again from the start, under a new id.
 
         Args:
             parameters: values that replace those of the run, by name.
+            idempotency_key: the same key gives the same run, whenever it is asked for.
         """
         self._check_open()
         row = await self._row(run_id)
         flow = find(row.flow_ref, row.flow_name)
         values = flow.parameters.load(row.parameters, parameters)
-        run = await self.flows.fork(row, flow, values, 0)
-        return self.start_run(run)
+        return await self._begin_fork(row, flow, values, 0, (), idempotency_key)
 
     async def fork(
         self,
@@ -1377,6 +1393,8 @@ class Engine(Plans, Variables):
         from_task: str | None = None,
         parameters: dict[str, Any] | None = None,
         results: dict[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
     ) -> FlowRun[Any]:
         """Run the flow of a run again under a new id, with what that run has recorded.
 
@@ -1391,6 +1409,7 @@ class Engine(Plans, Variables):
             results: values that replace recorded results, or failures. By the name of a task, which
                 means all of its calls, or by the name ("fetch-3") or id of one task run; the more
                 exact one counts. They are stored as JSON.
+            idempotency_key: the same key gives the same run, whenever it is asked for.
 
         Raises:
             UnknownRun, UnknownFlow: there is no such run, or its code cannot be found.
@@ -1411,11 +1430,23 @@ class Engine(Plans, Variables):
             )
         below = ALL if from_task is None else _first_seq(row, calls, children, from_task)
         if not results:
-            return self.start_run(await self.flows.fork(row, flow, values, below))
+            return await self._begin_fork(row, flow, values, below, (), idempotency_key)
         self.learn_secrets(values)
         given = {name: partial(self._result, name, value) for name, value in results.items()}
         edited = edits.edited(row, calls, children, given, below, self.clock.time())
-        return self.start_run(await self.flows.fork(row, flow, values, below, edited))
+        return await self._begin_fork(row, flow, values, below, edited, idempotency_key)
+
+    async def _begin_fork(
+        self,
+        row: RunRow,
+        flow: Flow[..., Any],
+        values: dict[str, Any],
+        below: int,
+        edited: Sequence[TaskRow],
+        key: str | None,
+    ) -> FlowRun[Any]:
+        run, created = await self.flows.fork(row, flow, values, below, edited, key)
+        return self.start_run(run) if created else self.handle(run)
 
     def _result(self, name: str, value: Any) -> bytes:
         """A result that a user gives, as it is stored."""
@@ -1994,6 +2025,7 @@ class Engine(Plans, Variables):
         kind: str | Iterable[str] = (),
         key: str | None = None,
         task_run_id: str | None = None,
+        data: bool = True,
         limit: int = 1000,
         cursor: str | None = None,
     ) -> Listing[Artifact]:
@@ -2003,6 +2035,7 @@ class Engine(Plans, Variables):
             kind: only "markdown", "table", "link", "image" or "progress", or several of them.
             key: only the one with this key.
             task_run_id: only of this task run.
+            data: whether what they hold is wanted; without, `data` is empty.
             limit: 1 to 10,000 of them.
             cursor: `next_cursor` of the page before.
 
@@ -2021,6 +2054,7 @@ class Engine(Plans, Variables):
                 key=key,
                 kinds=(kind,) if isinstance(kind, str) else tuple(kind),
                 seq=None if task_run_id is None else _seq_of(row.id, task_run_id),
+                data=data,
                 after=_cursor(cursor) or 0,
                 limit=_limit(limit),
             )

@@ -200,8 +200,11 @@ class Flows:
         values: dict[str, Any],
         below: int,
         edited: Sequence[TaskRow] = (),
-    ) -> Run:
+        idempotency_key: str | None = None,
+    ) -> tuple[Run, bool]:
         """A new run that begins with what another has, up to the number *below* of its calls.
+
+        Or, and False, the one that has the idempotency key.
 
         Args:
             edited: rows that it has instead of those with the same numbers.
@@ -213,6 +216,7 @@ class Flows:
         run = Run(new_run_id(now), 0, flow, engine, now)
         run.parameters = values
         run.run_name = row.name
+        run.idempotency_key = None if idempotency_key is None else str(idempotency_key)
         self._place(run, None, frozenset(row.tags))
         run.extra = Extra(
             reference(flow),
@@ -233,13 +237,15 @@ class Flows:
             made = await engine.writer.do(
                 lambda: engine.store.copy_run(row.pk, made, [state], below, edited)
             )
+            if made.id != run.id:
+                return engine.live_or_stored(made, flow), False
             run.pk, run.extra.root = made.pk, made.root
             self._bind(run)
             await self.load(run, fresh=True)
         except BaseException:
             await self._never_begins(run)
             raise
-        return run
+        return run, True
 
     def _place(self, run: Run, parent: Call | None, tags: frozenset[str]) -> None:
         """Where the run belongs: its parent, and what it inherits."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from asyncflow.automating import Automations
     from asyncflow.automations import Automation
     from asyncflow.clock import Clock
+    from asyncflow.commanding import Commands
     from asyncflow.engine import Engine, FlowRun
     from asyncflow.flows import Flow
     from asyncflow.journal import Journal
@@ -54,7 +55,7 @@ _LATE = 5.0
 MOST_BYTES = 64 * 1024
 _KIND = re.compile(r"[\w][\w.:-]{0,199}")
 #: What only asyncflow itself tells.
-_OURS = ("flow-run.", "task-run.", "schedule.", "automation.", "delivery.")
+_OURS = ("flow-run.", "task-run.", "schedule.", "automation.", "delivery.", "command.")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -192,6 +193,7 @@ class Plans:
         journal: Journal
         masker: Masker
         durability: str
+        commands: Commands
 
         def _check_open(self) -> None: ...
         async def _row(self, run_id: str) -> RunRow: ...
@@ -234,6 +236,7 @@ class Plans:
                 timezone=timezone, schedule=schedule, schedules=schedules, **options,
             )  # fmt: skip
         row = await self.planner().deploy(declared, source)
+        await self.commands.begin()
         return await self.deployment(row.name)
 
     async def serve(self) -> list[str]:
@@ -246,7 +249,9 @@ class Plans:
         """
         self._check_open()
         self.automations_of().serve_stored()
-        return await self.planner().serve_stored()
+        unknown = await self.planner().serve_stored()
+        await self.commands.begin()
+        return unknown
 
     async def run_deployment(
         self,

@@ -109,6 +109,15 @@ def has_changed(stored: str, flow: Flow[..., Any]) -> bool:
     return before is not None and after is not None and before != after
 
 
+def is_at_hand(stored: str) -> bool:
+    """Whether `find` needs to import nothing for it."""
+    try:
+        ref = json.loads(stored)
+        return _known(ref["key"], ref["file"]) is not None
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def find(stored: str, name: str) -> Flow[..., Any]:
     """The flow that a stored reference names.
 

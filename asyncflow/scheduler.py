@@ -493,7 +493,8 @@ class Scheduler(Rounds):
             return
         engine = self._engine
 
-        (version,) = await engine.reader.planned(planning.version())
+        ((version, asked),) = await engine.reader.planned(planning.version())
+        engine.commands.seen(asked)
         if version == self._seen:
             return
         self._seen = version
@@ -568,6 +569,10 @@ class Scheduler(Rounds):
             raise UnknownDeployment(f"there is no deployment {name!r}")
         # For one run, or a backfill: its schedules are not for this engine.
         return await self._loaded(row)
+
+    def serves(self, name: str) -> bool:
+        """Whether the schedules of a deployment are run here."""
+        return name in self._served
 
     def _known(self) -> list[Served]:
         """The deployments that are run here, and those of which only a backfill is."""

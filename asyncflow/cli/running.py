@@ -215,6 +215,7 @@ def recover_runs(*, db: str | None, as_json: bool, quiet: bool) -> int:
         import_from_here()
         ended: list[tuple[FlowRun[Any], State[Any]]] = []
         async with session.opened():
+            session.engine.commands.allowed = False  # it ends with what it recovers
             handles = await session.engine.recover()
             for handle in handles:
                 say_started(session, handle)

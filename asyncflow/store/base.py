@@ -468,7 +468,8 @@ class Store(Protocol):
 
         Copied are task runs, child runs (with all that is theirs, under new ids), attempts and
         marks of *source* with numbers smaller than *below*, and what those task runs show; *edited*
-        task runs take the places of those with the same numbers.
+        task runs take the places of those with the same numbers. Where its idempotency key is
+        taken, nothing is copied, and the row that has it is returned.
         """
         ...
 
@@ -527,7 +528,12 @@ class Store(Protocol):
         ...
 
     def plan(self, work: Callable[[Planning], T]) -> T:
-        """Do something to deployments, schedules, automations or deliveries, in a transaction."""
+        """Do something to deployments, schedules, automations, deliveries or commands, in a
+        transaction."""
+        ...
+
+    def asked(self) -> int:
+        """How many commands are open."""
         ...
 
     def events_after(self, after: int, limit: int) -> list[tuple[EventRow, RunInfo | None]]:
@@ -715,7 +721,7 @@ class Reader(Protocol):
         ...
 
     async def planned(self, question: Question[T]) -> list[T]:
-        """The answer to a question about deployments, schedules, automations or deliveries."""
+        """The answer to a question about what `Store.plan` can change."""
         ...
 
     async def engine(self, engine: int) -> EngineRow | None: ...

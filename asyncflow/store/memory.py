@@ -45,7 +45,7 @@ from asyncflow.store.base import (
     WorkError,
     Writes,
 )
-from asyncflow.store.planning import Planning, Question
+from asyncflow.store.planning import OPEN_COMMANDS, Planning, Question
 
 if TYPE_CHECKING:
     import sqlite3
@@ -291,9 +291,10 @@ class MemoryStore:
         below: int,
         edited: Sequence[TaskRow] = (),
     ) -> RunRow:
-        row, _ = self.create_run(row, states)
-        self._copy(source, row, below)
-        self._tasks[row.pk].update({task.seq: task._replace(run=row.pk) for task in edited})
+        row, created = self.create_run(row, states)
+        if created:
+            self._copy(source, row, below)
+            self._tasks[row.pk].update({task.seq: task._replace(run=row.pk) for task in edited})
         return row
 
     def _copy(self, source: int, row: RunRow, below: int) -> None:
@@ -351,6 +352,12 @@ class MemoryStore:
             self._last_pk, self._last_event = last
             raise
         return done
+
+    @_whole
+    def asked(self) -> int:
+        if self._plans is None:
+            return 0
+        return int(self._plans.execute(f"SELECT {OPEN_COMMANDS}").fetchone()[0])
 
     @_whole
     def unfinished_of(self, deployment: str) -> list[tuple[int, str, str]]:

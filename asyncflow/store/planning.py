@@ -1,5 +1,5 @@
-"""The tables of what is to be done (deployments and schedules, automations and deliveries), and
-of variables.
+"""The tables of what is to be done (deployments and schedules, automations and deliveries, what
+one process asks another for), and of variables.
 
 They are few and small beside those of runs, so both stores keep them alike, in SQLite: the one in
 its file, the other in memory. `Planning` is what one transaction can do to them; what it does to
@@ -27,6 +27,8 @@ TABLES = (
     "automations",
     "deliveries",
     "variables",
+    "commands",
+    "takers",
 )
 
 
@@ -139,6 +141,38 @@ class VariableRow(NamedTuple):
     name: str
     value: bytes  #: JSON
     updated_at: float
+
+
+class CommandRow(NamedTuple):
+    """What one process asks another to do (see `asyncflow.commands`)."""
+
+    pk: int  #: 0 until it is stored
+    id: str
+    kind: str  #: such as "rerun"
+    run: str | None  #: id of the run, or `deployment`: the name of what it is about
+    deployment: str | None
+    arguments: bytes  #: JSON
+    key: str | None  #: what is asked with the same one is the same command
+    asked_by: str
+    asked_at: float
+    expires_at: float  #: nobody takes it from then on
+    state: str
+    engine: int | None = None  #: the one that took it last
+    taken_at: float | None = None
+    taken: int = 0  #: how often it was taken
+    declined: bytes = b"[]"  #: JSON: the engines that cannot do it
+    ended_at: float | None = None
+    made: str | None = None  #: id of the run that it made, or that goes on
+    detail: str = ""  #: what came of it; of one that waits: why an engine cannot do it
+
+
+class TakerRow(NamedTuple):
+    """An engine that looks for commands."""
+
+    engine: int
+    pid: int
+    host: str
+    since: float
 
 
 class Begin(NamedTuple):
@@ -603,6 +637,60 @@ class Planning:
         )
         return [row[0] for row in self._db.execute(sql, (since, channel, since, channel))]
 
+    # --- commands -------------------------------------------------------------------------------
+
+    def add_command(self, row: CommandRow) -> CommandRow:
+        made = self._db.execute(
+            f"INSERT INTO commands ({COMMAND_COLUMNS})"
+            f" VALUES (NULL{',?' * (len(CommandRow._fields) - 1)})",
+            row[1:],
+        )
+        assert made.lastrowid is not None
+        return row._replace(pk=made.lastrowid)
+
+    def command(self, command: str) -> CommandRow | None:
+        return self._first(commands(command))
+
+    def same_command(self, row: CommandRow) -> CommandRow | None:
+        """The command that was asked with the key of this one, and may still come to something,
+        or has."""
+        sql = (
+            f"SELECT {COMMAND_COLUMNS} FROM commands WHERE key = ?"
+            " AND state NOT IN ('FAILED', 'EXPIRED')"
+        )
+        return self._first(Question(sql, (row.key,), CommandRow._make))
+
+    def open_commands(self) -> list[CommandRow]:
+        """Those that have not ended, oldest first."""
+        question = open_commands()
+        return [question.make(row) for row in self._db.execute(question.sql, question.values)]
+
+    def save_command(self, row: CommandRow) -> None:
+        """It has changed."""
+        self._db.execute(
+            "UPDATE commands SET arguments = ?, expires_at = ?, state = ?, engine = ?,"
+            " taken_at = ?, taken = ?, declined = ?, ended_at = ?, made = ?, detail = ?"
+            " WHERE pk = ?",
+            (row.arguments, row.expires_at, *row[10:], row.pk),
+        )
+
+    def add_taker(self, row: TakerRow) -> None:
+        """An engine looks for commands from now on."""
+        self._db.execute("INSERT OR REPLACE INTO takers VALUES (?,?,?,?)", row)
+
+    def takers(self, is_alive: Callable[[int], bool]) -> list[TakerRow]:
+        """The living engines that look for commands; the dead ones are forgotten."""
+        found = [TakerRow(*row) for row in self._db.execute(TAKERS)]
+        alive = [row for row in found if is_alive(row.engine)]
+        for row in found:
+            if row not in alive:
+                self._db.execute("DELETE FROM takers WHERE engine = ?", (row.engine,))
+        return alive
+
+    def _first(self, question: Question[T]) -> T | None:
+        row = self._db.execute(question.sql, question.values).fetchone()
+        return question.make(row) if row is not None else None
+
     # --- variables ------------------------------------------------------------------------------
 
     def set_variable(self, name: str, value: bytes, now: float) -> None:
@@ -614,7 +702,7 @@ class Planning:
     # --- retention ------------------------------------------------------------------------------
 
     def prune(self, before: float, rows: int) -> int:
-        """Remove at most so many old ticks and deliveries; how many went."""
+        """Remove at most so many old ticks, deliveries and commands each; how many went."""
         gone = self._db.execute(
             "DELETE FROM ticks WHERE (schedule, tick) IN (SELECT schedule, tick FROM ticks"
             " WHERE until < ? AND state <> 'QUEUED' LIMIT ?)",
@@ -623,6 +711,16 @@ class Planning:
         gone += self._db.execute(
             "DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries"
             " WHERE ended_at < ? LIMIT ?)",
+            (before, rows),
+        ).rowcount
+        gone += self._db.execute(
+            "DELETE FROM commands WHERE pk IN (SELECT pk FROM commands WHERE ended_at < ? LIMIT ?)",
+            (before, rows),
+        ).rowcount
+        gone += self._db.execute(
+            # Of servers that died before they could say that nobody has taken them.
+            "DELETE FROM commands WHERE pk IN (SELECT pk FROM commands"
+            " WHERE ended_at IS NULL AND expires_at < ? LIMIT ?)",
             (before, rows),
         ).rowcount
         self._db.execute(
@@ -656,6 +754,9 @@ TICK_COLUMNS = ", ".join(TickRow._fields)
 BACKFILL_COLUMNS = ", ".join(BackfillRow._fields)
 AUTOMATIONS = f"SELECT {', '.join(AutomationRow._fields)} FROM automations"
 DELIVERY_COLUMNS = ", ".join(DeliveryRow._fields)
+COMMAND_COLUMNS = ", ".join(CommandRow._fields)
+TAKERS = "SELECT engine, pid, host, since FROM takers ORDER BY engine"
+OPEN_COMMANDS = "(SELECT count(*) FROM commands WHERE ended_at IS NULL)"
 
 
 def deployments(name: str | None = None) -> Question[DeploymentRow]:
@@ -673,13 +774,15 @@ def schedules(deployment: int | None = None) -> Question[ScheduleRow]:
     return Question(f"{SCHEDULES} ORDER BY deployment, name", (), _schedule)
 
 
-def version() -> Question[Any]:
-    """Another value whenever a deployment or a schedule was added, changed or removed."""
+def version() -> Question[tuple[Any, int]]:
+    """Another value whenever a deployment or a schedule was added, changed or removed; and how many
+    commands are open."""
     sql = (
         "SELECT (SELECT count(*) FROM deployments), (SELECT max(updated_at) FROM deployments),"
-        " (SELECT count(*) FROM schedules), (SELECT max(updated_at) FROM schedules)"
+        " (SELECT count(*) FROM schedules), (SELECT max(updated_at) FROM schedules),"
+        f" {OPEN_COMMANDS}"
     )
-    return Question(sql, (), tuple)
+    return Question(sql, (), lambda row: (tuple(row[:-1]), row[-1]))
 
 
 def ticks(
@@ -745,6 +848,41 @@ def variables(name: str | None = None) -> Question[VariableRow]:
     if name is not None:
         return Question(f"{sql} WHERE name = ?", (name,), VariableRow._make)
     return Question(f"{sql} ORDER BY name", (), VariableRow._make)
+
+
+def open_commands() -> Question[CommandRow]:
+    """Commands that have not ended, oldest first."""
+    sql = f"SELECT {COMMAND_COLUMNS} FROM commands WHERE ended_at IS NULL ORDER BY pk LIMIT 1000"
+    return Question(sql, (), CommandRow._make)
+
+
+def commands(
+    command: str | None = None,
+    *,
+    states: Sequence[str] = (),
+    before: int | None = None,
+    limit: int = 200,
+) -> Question[CommandRow]:
+    """Commands, newest first, or the one with an id."""
+    where: list[str] = ["1"]
+    values: list[Any] = []
+    for text, value in (("id = ?", command), ("pk < ?", before)):
+        if value is not None:
+            where.append(text)
+            values.append(value)
+    if states:
+        where.append(f"state IN ({','.join('?' * len(states))})")
+        values += states
+    sql = (
+        f"SELECT {COMMAND_COLUMNS} FROM commands WHERE {' AND '.join(where)}"
+        " ORDER BY pk DESC LIMIT ?"
+    )
+    return Question(sql, (*values, limit), CommandRow._make)
+
+
+def takers() -> Question[TakerRow]:
+    """The engines that look for commands, dead ones too."""
+    return Question(TAKERS, (), TakerRow._make)
 
 
 def waiting(channel: str, now: float) -> Question[int]:

@@ -64,8 +64,8 @@ from asyncflow.store.base import (
     WorkError,
     Writes,
 )
+from asyncflow.store.planning import OPEN_COMMANDS, Planning, Question
 from asyncflow.store.planning import TABLES as PLANNING_TABLES
-from asyncflow.store.planning import Planning, Question
 from asyncflow.store.usertables import UserConnection, do, statements
 from asyncflow.writer import uncancelled
 
@@ -74,7 +74,13 @@ T = TypeVar("T")
 #: Marks the file as ours ("aflw"), so that a foreign database is not written to.
 APPLICATION_ID = 0x61666C77
 #: Number n brings a file from schema version n - 1 to n. They are only ever added to.
-MIGRATIONS = ("0001_start", "0002_durable", "0003_schedules", "0004_artifacts")
+MIGRATIONS = (
+    "0001_start",
+    "0002_durable",
+    "0003_schedules",
+    "0004_artifacts",
+    "0005_commands",
+)
 #: What this code reads and writes.
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -684,13 +690,17 @@ class SqliteStore:
                 " AND parent IS NULL AND (engine IS NULL OR engine <> ?) ORDER BY pk",
                 (*_UNFINISHED, besides),
             ).fetchall()
+            runs = [_run(row) for row in rows]
             engines = {
                 r[0]: EngineRow(*r)
-                for r in db.execute(
-                    "SELECT id, pid, host, boot_id, started_at, seen_at, closed_at FROM engines"
+                for r in (
+                    db.execute(
+                        "SELECT id, pid, host, boot_id, started_at, seen_at, closed_at FROM engines"
+                    )
+                    if runs
+                    else ()  # asked every two seconds, while mostly there are none
                 )
             }
-            runs = [_run(row) for row in rows]
             return [(run, engines.get(run.engine or 0)) for run in runs]
 
         return self._read(read)
@@ -777,10 +787,10 @@ class SqliteStore:
     ) -> RunRow:
         edited = self._place_results(edited)
         with self._transaction() as db:
-            row = _insert_run(db, row)
-            db.executemany(_INSERT_STATE, [(row.pk, *s[1:]) for s in states])
-            _copy(db, source, row, below)
-            _write_tasks(db, [task._replace(run=row.pk) for task in edited])
+            row, created = _create_run(db, row, states)
+            if created:
+                _copy(db, source, row, below)
+                _write_tasks(db, [task._replace(run=row.pk) for task in edited])
         return row
 
     # --- what is planned ------------------------------------------------------------------------
@@ -788,6 +798,10 @@ class SqliteStore:
     def plan(self, work: Callable[[Planning], T]) -> T:
         with self._transaction() as db:
             return work(Planning(db, _Outside(db)))
+
+    def asked(self) -> int:
+        sql = f"SELECT {OPEN_COMMANDS}"
+        return int(self._read(lambda db: db.execute(sql).fetchone()[0]))
 
     def events_after(self, after: int, limit: int) -> list[tuple[EventRow, RunInfo | None]]:
         def read(db: sqlite3.Connection) -> list[tuple[EventRow, RunInfo | None]]:
@@ -1134,7 +1148,7 @@ def own_tables() -> frozenset[str]:
 
 def planning_tables() -> list[str]:
     """The statements that make the tables of `asyncflow.store.planning`, and no others."""
-    about = rf"CREATE (?:TABLE|INDEX \w+ ON) (?:{'|'.join(PLANNING_TABLES)})\b"
+    about = rf"CREATE (?:TABLE|(?:UNIQUE )?INDEX \w+ ON) (?:{'|'.join(PLANNING_TABLES)})\b"
     return [s for name in MIGRATIONS for s in migration(name) if re.search(about, s)]
 
 

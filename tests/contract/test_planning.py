@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asyncflow import commands
 from asyncflow.errors import StoreError
 from asyncflow.store import planning
 from asyncflow.store.base import EventQuery, EventRow, ReadableStore, RunRow, StateRow, Writes
@@ -18,9 +19,11 @@ from asyncflow.store.planning import (
     BackfillRow,
     Begin,
     Begun,
+    CommandRow,
     DeliveryRow,
     DeploymentRow,
     ScheduleRow,
+    TakerRow,
     TickRow,
 )
 from asyncflow.store.sqlite import SqliteStore
@@ -360,3 +363,110 @@ async def test_events_of_all_kinds_are_one_series(opened: ReadableStore) -> None
     opened.delete_run(made.pk)
     assert [row.called for row, _ in opened.events_after(0, 10)] == ["orders.in"]
     assert opened.newest_event() == 3
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def command(command_id: str = "one", **changes: Any) -> CommandRow:
+    row = CommandRow(0, command_id, "rerun", "run", None, b"{}", None, "x", 1.0, 31.0, "WAITING")
+    return row._replace(**changes)
+
+
+async def test_a_command_is_kept_until_it_has_ended_and_then_listed(opened: ReadableStore) -> None:
+    assert opened.asked() == 0
+    first, second = opened.plan(lambda p: [p.add_command(command(n)) for n in ("one", "two")])
+    assert opened.plan(lambda p: p.open_commands()) == [first, second]
+    assert opened.asked() == 2
+    end = first._replace(
+        arguments=b'{"a": 1}', expires_at=40.0, state="DONE", engine=3, taken_at=2.0, taken=1,
+        declined=b"[4]", ended_at=5.0, made="new", detail="done",
+    )  # fmt: skip
+    opened.plan(lambda p: p.save_command(end))
+    assert opened.plan(lambda p: p.command("one")) == end
+    assert opened.plan(lambda p: p.command("three")) is None
+    assert opened.asked() == 1
+    reader = opened.reader()
+    try:
+        assert await reader.planned(planning.open_commands()) == [second]
+        assert await reader.planned(planning.commands()) == [second, end]
+        assert await reader.planned(planning.commands("one")) == [end]
+        assert await reader.planned(planning.commands(states=["WAITING", "TAKEN"])) == [second]
+        assert await reader.planned(planning.commands(limit=1)) == [second]
+        assert await reader.planned(planning.commands(before=second.pk)) == [end]
+        ((_, asked),) = await reader.planned(planning.version())
+        assert asked == 1
+    finally:
+        await reader.aclose()
+
+
+def test_the_same_key_is_the_same_command_unless_nothing_came_of_it(opened: ReadableStore) -> None:
+    asked = command("one", key="k")
+    assert opened.plan(lambda p: p.same_command(asked)) is None
+    row = opened.plan(lambda p: p.add_command(asked))
+    for state in ("WAITING", "TAKEN", "DONE"):
+        row = row._replace(state=state)
+        opened.plan(lambda p, row=row: p.save_command(row))
+        assert opened.plan(lambda p: p.same_command(command("two", key="k"))) == row
+    for n, state in enumerate(("FAILED", "EXPIRED")):
+        row = row._replace(state=state)
+        opened.plan(lambda p, row=row: p.save_command(row))
+        assert opened.plan(lambda p: p.same_command(asked)) is None
+        row = opened.plan(lambda p, n=n: p.add_command(command(f"again {n}", key="k")))
+
+
+def test_of_engines_that_take_commands_the_dead_are_forgotten(opened: ReadableStore) -> None:
+    first, second = TakerRow(1, 42, "host", 1.0), TakerRow(2, 43, "host", 2.0)
+    opened.plan(lambda p: [p.add_taker(row) for row in (second, first, first)])
+    assert opened.plan(lambda p: p.takers(lambda _: True)) == [first, second]
+    assert opened.plan(lambda p: p.takers(lambda engine: engine == 2)) == [second]
+    assert opened.plan(lambda p: p.takers(lambda _: True)) == [second]
+
+
+def test_old_commands_go_also_those_that_nobody_could_end(opened: ReadableStore) -> None:
+    rows = [
+        command("ended", state="DONE", ended_at=5.0),
+        command("ended later", state="FAILED", ended_at=50.0),
+        command("left"),
+        command("open", expires_at=50.0),
+    ]
+    opened.plan(lambda p: [p.add_command(row) for row in rows])
+    assert opened.plan(lambda p: p.prune(40.0, 100)) == 2
+    left = [opened.plan(lambda p, row=row: p.command(row.id)) is not None for row in rows]
+    assert left == [False, True, False, True]
+
+
+def test_of_many_who_take_a_command_at_once_one_has_it(opened: ReadableStore) -> None:
+    opened.plan(lambda p: p.add_command(command()))
+    # Each with a connection of its own, as in processes of their own.
+    stores = [type(opened)(opened.path) for _ in range(4)] if hasattr(opened, "path") else []
+    for one in stores:
+        one.open("strict")
+    got: list[int] = []
+
+    def take(store: ReadableStore, engine: int) -> None:
+        def work(plans: planning.Planning) -> CommandRow | None:
+            row = plans.command("one")
+            assert row is not None
+            after = commands.taken(row, engine, 2.0, lambda _: True)
+            if after is not None:
+                plans.save_command(after)
+            return after
+
+        if store.plan(work) is not None:
+            got.append(engine)
+
+    threads = [
+        threading.Thread(target=take, args=(one, n))
+        for n, one in enumerate(stores or [opened] * 4, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for one in stores:
+        one.close()
+    assert len(got) == 1
+    row = opened.plan(lambda p: p.command("one"))
+    assert row is not None
+    assert row.engine == got[0]

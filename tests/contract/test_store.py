@@ -637,6 +637,14 @@ def test_after_a_claim_the_earlier_owner_can_no_longer_write_to_the_tree(
         assert store.run(row.id) == row._replace(message="new")
 
 
+def test_a_copy_whose_key_is_taken_is_the_run_that_has_it(store: ReadableStore) -> None:
+    run = create(store, "run")
+    first = store.copy_run(run.pk, run_row("first", idempotency_key="k"), [state_row(0)], ALL)
+    again = store.copy_run(run.pk, run_row("again", idempotency_key="k"), [state_row(0)], ALL)
+    assert again == first
+    assert store.run("again") is None
+
+
 def test_children_are_the_direct_ones_in_the_order_of_their_creation(store: ReadableStore) -> None:
     root = create(store, "root")
     children = [below(store, root, str(n), state="COMPLETED") for n in range(3)]
@@ -1075,6 +1083,7 @@ async def test_a_store_that_is_opened_again_holds_what_it_held(store: ReadableSt
         lambda s: s.transact({}, lambda db: None),
         lambda s: s.drop_cached(),
         lambda s: s.unfinished(),
+        lambda s: s.asked(),
         lambda s: s.request(1, "cancel", 1.0),
         lambda s: s.requests(1),
         lambda s: s.delete_run(1),
@@ -1083,7 +1092,7 @@ async def test_a_store_that_is_opened_again_holds_what_it_held(store: ReadableSt
     ids=[
         "write", "write-now", "create_run", "register_engine", "close_engine", "claim", "run",
         "calls", "children", "marks", "artifact_keys", "limits", "cached", "transact",
-        "drop_cached", "unfinished", "request", "requests", "delete_run", "checkpoint",
+        "drop_cached", "unfinished", "asked", "request", "requests", "delete_run", "checkpoint",
     ],
 )  # fmt: skip
 def test_a_closed_store_says_so(sqlite: SqliteStore, use: Callable[[SqliteStore], Any]) -> None:
