@@ -78,6 +78,9 @@ if TYPE_CHECKING:
     from asyncflow.errors import RunInterrupted as RunInterrupted
     from asyncflow.errors import RunNotResumable as RunNotResumable
     from asyncflow.errors import RunTaken as RunTaken
+    from asyncflow.errors import ServerError as ServerError
+    from asyncflow.errors import ServerTimeout as ServerTimeout
+    from asyncflow.errors import ServerUnreachable as ServerUnreachable
     from asyncflow.errors import Skipped as Skipped
     from asyncflow.errors import StoreClosed as StoreClosed
     from asyncflow.errors import StoreError as StoreError
@@ -168,10 +171,10 @@ _HOMES = {
         "MappingLengthMismatch", "MissingExtra", "NoEngine", "NotReady", "NotSerializable",
         "PauseTimeout", "QueueTimeout", "RecordedFailure", "ResultNotStored", "ResultUnreadable",
         "RetryAfter", "RollbackIncomplete", "RunCancelled", "RunCrashed", "RunExists", "RunFailed",
-        "RunInterrupted", "RunNotResumable", "RunTaken", "Skipped", "StoreClosed", "StoreError",
-        "TaskCancelled", "TaskTimeout", "TemplateError", "UnknownAutomation", "UnknownChannel",
-        "UnknownDeployment", "UnknownFlow", "UnknownRun", "UnknownTask", "Unresponsive",
-        "UpstreamFailed", "WorkerLost",
+        "RunInterrupted", "RunNotResumable", "RunTaken", "ServerError", "ServerTimeout",
+        "ServerUnreachable", "Skipped", "StoreClosed", "StoreError", "TaskCancelled", "TaskTimeout",
+        "TemplateError", "UnknownAutomation", "UnknownChannel", "UnknownDeployment", "UnknownFlow",
+        "UnknownRun", "UnknownTask", "Unresponsive", "UpstreamFailed", "WorkerLost",
     ),
     "asyncflow.flows": ("Flow", "flow"),
     "asyncflow.future": ("TaskFuture", "TaskFutureList", "as_completed", "resolve", "wait"),

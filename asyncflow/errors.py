@@ -313,6 +313,35 @@ class StoreClosed(StoreError):
     """The engine or its store is closed."""
 
 
+# --- what a server says -----------------------------------------------------------------------
+
+
+class ServerError(AsyncflowError):
+    """A server refused what a client asked, or answered what no client of this version understands.
+
+    Attributes:
+        status: of HTTP.
+        title, detail: what it says about it: in short, and in a sentence.
+    """
+
+    def __init__(self, status: int, title: str, detail: str = "") -> None:
+        super().__init__(status, title, detail)
+        self.status = status
+        self.title = title
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail or self.title
+
+
+class ServerUnreachable(AsyncflowError, ConnectionError):
+    """No server answers at an address, or the connection to it broke."""
+
+
+class ServerTimeout(AsyncflowError, TimeoutError):
+    """A server has not answered in time, or what was waited for there has not happened in time."""
+
+
 class IllegalMove(AsyncflowError, RuntimeError):
     """A bug of asyncflow: a run was about to make a move that no run may make.
 

@@ -44,6 +44,7 @@ from asyncflow.server.security import MOST_BODY, Problem
 from asyncflow.states import StateType, default_name
 from asyncflow.store import planning
 from asyncflow.store.base import (
+    AttemptRow,
     EventQuery,
     LogQuery,
     Reader,
@@ -53,7 +54,8 @@ from asyncflow.store.base import (
     TaskQuery,
     TaskRow,
 )
-from asyncflow.views import Event, as_it_is, moment
+from asyncflow.variables import stored
+from asyncflow.views import Event, as_it_is, including_dead, moment
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -139,10 +141,10 @@ class Api:
             Problem: the id is none, or there is no such run.
         """
         if not _ID.fullmatch(run_id):
-            raise Problem(404, "that is no id of a run")
+            raise Problem(404, "that is no id of a run", kind="UnknownRun")
         row = await self.reader.find_run(run_id)
         if row is None:
-            raise Problem(404, "there is no run with this id")
+            raise Problem(404, "there is no run with this id", kind="UnknownRun")
         return self.shown(row)
 
     def shown(self, row: RunRow) -> RunRow:
@@ -163,19 +165,20 @@ class Api:
 
 def answer_of(error: Exception) -> Problem:
     """What an error of asyncflow is in HTTP."""
+    kind = type(error).__name__ if type(error).__module__ == "asyncflow.errors" else ""
     match error:
         case UnknownRun() | UnknownDeployment() | UnknownAutomation() | UnknownTask():
-            return Problem(404, str(error))
+            return Problem(404, str(error), kind=kind)
         case RunNotResumable() | DeploymentBusy() | AlreadyAnswered() | UnknownFlow():
-            return Problem(409, str(error))
+            return Problem(409, str(error), kind=kind)
         case InvalidParameters() | InvalidOption():
-            return Problem(422, str(error))
+            return Problem(422, str(error), kind=kind)
         case StoreError():
-            return Problem(503, str(error))
+            return Problem(503, str(error), kind=kind)
         case ValueError():
-            return Problem(422, str(error))
+            return Problem(422, str(error), kind=kind)
         case AsyncflowError():
-            return Problem(409, str(error))
+            return Problem(409, str(error), kind=kind)
     return Problem(500, "something went wrong here; the log of the server says what")
 
 
@@ -247,9 +250,13 @@ def _duration(start: float | None, end: float | None, final: bool, now: float) -
     return max(0.0, (end if end is not None else now) - start)
 
 
-def run_json(row: RunRow, ids: dict[int, str], now: float) -> dict[str, Any]:
-    """A run as JSON."""
+def run_json(row: RunRow, ids: dict[int, str], now: float, full: bool = False) -> dict[str, Any]:
+    """A run as JSON; in full: with its parameters and its error."""
     final = StateType(row.state).is_final
+    parent = ids.get(row.parent) if row.parent is not None else None
+    more: dict[str, Any] = {}
+    if full:
+        more = {"parameters": masked(row.parameters), "error": _error(row.error)}
     return {
         "id": row.id,
         "flow": row.flow_name,
@@ -262,7 +269,9 @@ def run_json(row: RunRow, ids: dict[int, str], now: float) -> dict[str, Any]:
         "ended_at": _when(row.ended_at),
         "duration": _duration(row.started_at, row.ended_at, final, now),
         "tags": list(row.tags),
-        "parent_id": ids.get(row.parent) if row.parent is not None else None,
+        "parent_id": parent,
+        "parent_task_run_id": f"{parent}-{row.parent_seq}" if parent and row.parent_seq else None,
+        "is_owned": row.engine is not None,
         "attempt": row.attempt,
         "recoveries": row.recoveries,
         "deployment": row.deployment,
@@ -270,16 +279,17 @@ def run_json(row: RunRow, ids: dict[int, str], now: float) -> dict[str, Any]:
         "cause": row.cause,
         "origin": row.origin,
         "version": row.version,
+        **more,
     }
 
 
-async def runs_json(api: Api, rows: list[RunRow]) -> list[dict[str, Any]]:
+async def runs_json(api: Api, rows: list[RunRow], full: bool = False) -> list[dict[str, Any]]:
     """Runs as JSON, with the ids of their parents."""
     parents = sorted({row.parent for row in rows if row.parent is not None})
     found = await api.reader.run_infos(parents) if parents else {}
     ids = {pk: info.id for pk, info in found.items()}
     now = api.engine.clock.time()
-    return [run_json(api.shown(row), ids, now) for row in rows]
+    return [run_json(api.shown(row), ids, now, full) for row in rows]
 
 
 def _error(stored: bytes | None) -> dict[str, Any] | None:
@@ -289,9 +299,11 @@ def _error(stored: bytes | None) -> dict[str, Any] | None:
     try:
         found = json.loads(stored)
     except ValueError:
-        return {"type": "", "message": "the stored error cannot be read", "traceback": ""}
+        found = {"text": "the stored error cannot be read"}
+    module, _, name = str(found.get("type", "")).rpartition(":")
     return {
-        "type": str(found.get("type", "")).rpartition(":")[2],
+        "type": name,
+        "module": module,
         "message": str(found.get("text", ""))[:20_000],
         "traceback": str(found.get("traceback", ""))[:50_000],
     }
@@ -356,25 +368,35 @@ def _number(cursor: str | None) -> int | None:
     return int(cursor)
 
 
-async def _run_query(api: Api, q: models.RunFilter, limit: int, cursor: str | None) -> RunQuery:
+async def _runs(
+    api: Api, q: models.RunFilter, limit: int, cursor: str | None
+) -> tuple[list[RunRow], str | None]:
+    """The runs that a filter finds, as they are, and where to go on."""
     types, names = _states(q.state)
+    # Of a run whose process has died the row says that it is under way.
+    types, fits = including_dead(types, names)
     parent: int | None = -1
     if q.parent == "roots":
         parent = None
     elif q.parent != "any":
         parent = (await api.row(q.parent)).pk
-    return RunQuery(
-        states=types,
-        names=names,
-        flow=q.flow,
-        tags=tuple(q.tag),
-        deployment=q.deployment,
-        since=q.since.timestamp() if q.since is not None else None,
-        parent=parent,
-        text=q.text,
-        after=_number(cursor),
-        limit=limit,
+    page = await api.reader.runs(
+        RunQuery(
+            states=types,
+            names=names,
+            flow=q.flow,
+            tags=tuple(q.tag),
+            deployment=q.deployment,
+            since=q.since.timestamp() if q.since is not None else None,
+            parent=parent,
+            id_prefix=q.id,
+            text=q.text,
+            after=_number(cursor),
+            limit=limit,
+        )
     )
+    rows = [row for row in map(api.shown, page.rows) if fits(row)]
+    return rows, str(page.next_cursor) if page.next_cursor is not None else None
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -436,16 +458,15 @@ async def summary(api: Api, q: models.SummaryQuery) -> dict[str, Any]:
 @route("GET", "/runs", models.Page[models.Run], query=models.RunQuery)
 async def list_runs(api: Api, q: models.RunQuery) -> dict[str, Any]:
     """Runs, newest first."""
-    page = await api.reader.runs(await _run_query(api, q, q.limit, q.cursor))
-    cursor = str(page.next_cursor) if page.next_cursor is not None else None
-    return {"items": await runs_json(api, page.rows), "next_cursor": cursor}
+    rows, cursor = await _runs(api, q, q.limit, q.cursor)
+    return {"items": await runs_json(api, rows, q.full), "next_cursor": cursor}
 
 
 @route("GET", "/runs/{run_id}", models.RunDetail)
 async def show_run(api: Api, run_id: str) -> dict[str, Any]:
     """One run, with everything but its task runs, logs and artifacts."""
     row = await api.row(run_id)
-    (plain,) = await runs_json(api, [row])
+    (plain,) = await runs_json(api, [row], full=True)
     counts = await api.reader.task_counts(row.pk)
     tasks: dict[str, dict[str, Any]] = {}
     for count in counts:
@@ -464,9 +485,7 @@ async def show_run(api: Api, run_id: str) -> dict[str, Any]:
     children = (await api.reader.runs(RunQuery(parent=row.pk, limit=200))).rows
     return {
         **plain,
-        "parameters": masked(row.parameters),
         "result": _result(row.result_kind, row.result),
-        "error": _error(row.error),
         "story": [
             {
                 "time": moment(s.time),
@@ -562,20 +581,51 @@ async def show_task_run(api: Api, run_id: str, seq: str) -> dict[str, Any]:
     if not page.rows or page.rows[0].seq != number:
         raise Problem(404, "the run has no such task run")
     (one,) = page.rows
-    attempts = [
-        {
-            "attempt": a.attempt,
-            "started_at": moment(a.started_at),
-            "ended_at": moment(a.ended_at),
-            "retry_at": moment(a.retry_at),
-            "error": _error(a.error),
-        }
-        for a in await api.reader.attempts(row.pk, number)
-    ]
+    attempts = [_attempt(one) for one in await api.reader.attempts(row.pk, number)]
     return {
         **task_json(row.id, one, api.engine.clock.time()),
         "attempts_list": attempts,
         "result": _result(one.result_kind, one.result),
+    }
+
+
+@route("GET", "/runs/{run_id}/task-counts", models.Page[models.TaskCount])
+async def count_task_runs(api: Api, run_id: str) -> dict[str, Any]:
+    """How many task runs of each task are in each state."""
+    row = await api.row(run_id)
+    items = [
+        {
+            "task": one.task,
+            "state": one.state,
+            "state_name": one.state_name or default_name(StateType(one.state)),
+            "count": one.count,
+            "first_started": moment(one.first_started),
+            "last_ended": moment(one.last_ended),
+        }
+        for one in await api.reader.task_counts(row.pk)
+    ]
+    return {"items": items, "next_cursor": None}
+
+
+@route("GET", "/runs/{run_id}/attempts", models.Page[models.RunAttempt])
+async def list_attempts(api: Api, run_id: str) -> dict[str, Any]:
+    """The failed attempts of all task runs of a run that were tried again, without tracebacks."""
+    row = await api.row(run_id)
+    items = []
+    for one in await api.reader.attempts(row.pk):
+        plain = _attempt(one)
+        short = {**plain["error"], "message": plain["error"]["message"][:500], "traceback": ""}
+        items.append({"task_run_id": f"{row.id}-{one.seq}", **plain, "error": short})
+    return {"items": items, "next_cursor": None}
+
+
+def _attempt(row: AttemptRow) -> dict[str, Any]:
+    return {
+        "attempt": row.attempt,
+        "started_at": moment(row.started_at),
+        "ended_at": moment(row.ended_at),
+        "retry_at": moment(row.retry_at),
+        "error": _error(row.error),
     }
 
 
@@ -643,12 +693,17 @@ async def list_artifacts(api: Api, run_id: str, q: models.ArtifactQuery) -> dict
     row = await api.row(run_id)
     after = _number(q.cursor)
     page = await api.engine.artifacts(
-        row.id, limit=q.limit, cursor=None if after is None else str(after)
+        row.id,
+        kind=tuple(q.kind),
+        data=q.data,
+        limit=q.limit,
+        cursor=None if after is None else str(after),
     )
     items = []
     for one in page:
         plain = {k: v for k, v in asdict(one).items() if k != "run_id"}
-        items.append({**plain, "html": _html(one.data) if one.kind == "markdown" else None})
+        html = _html(one.data) if one.kind == "markdown" and q.data else None
+        items.append({**plain, "html": html})
     return {"items": items, "next_cursor": page.next_cursor}
 
 
@@ -698,7 +753,9 @@ async def rerun_run(api: Api, run_id: str, body: models.Rerun) -> dict[str, Any]
     """Run the flow of a run again, under a new id."""
     row = await api.row(run_id)
     api.with_code()
-    run = await api.engine.rerun(row.id, parameters=body.parameters)
+    run = await api.engine.rerun(
+        row.id, parameters=body.parameters, idempotency_key=body.idempotency_key
+    )
     return await _done(api, run.id, "it runs again under a new id")
 
 
@@ -707,7 +764,13 @@ async def fork_run(api: Api, run_id: str, body: models.Fork) -> dict[str, Any]:
     """Run a run again under a new id, with what it has recorded."""
     row = await api.row(run_id)
     api.with_code()
-    run = await api.engine.fork(row.id, from_task=body.from_task, parameters=body.parameters)
+    run = await api.engine.fork(
+        row.id,
+        from_task=body.from_task,
+        parameters=body.parameters,
+        results=body.results,
+        idempotency_key=body.idempotency_key,
+    )
     return await _done(api, run.id, "it was forked")
 
 
@@ -721,22 +784,22 @@ async def answer_run(api: Api, run_id: str, body: models.Answer) -> dict[str, An
     return await _done(api, row.id, "it was answered")
 
 
-@route("POST", "/runs/{run_id}/delete", models.Done, body=models.Expected)
+@route("POST", "/runs/{run_id}/delete", models.Deleted, body=models.Expected)
 async def delete_run(api: Api, run_id: str, body: models.Expected) -> dict[str, Any]:
     """Remove a run that has ended, with all that belongs to it."""
     row = await api.row(run_id)
     _expect(row, body.expected_state)
-    await api.engine.delete(row.id)
-    return {"run": None, "detail": "it was removed"}
+    deleted = await api.engine.delete(row.id)
+    return {"run": None, "detail": "it was removed", "deleted": deleted}
 
 
 @route("POST", "/runs/bulk", models.BulkDone, body=models.Bulk)
 async def bulk(api: Api, body: models.Bulk) -> dict[str, Any]:
     """Do the same to all runs that a filter finds, newest first."""
-    page = await api.reader.runs(await _run_query(api, body.filter, body.limit, None))
+    rows, _ = await _runs(api, body.filter, body.limit, None)
     act = {"cancel": cancel_run, "resume": resume_run, "delete": delete_run}[body.action]
     done, failed = 0, []
-    for row in page.rows:
+    for row in rows:
         try:
             await act(api, row.id, models.Expected())
             done += 1
@@ -769,7 +832,7 @@ async def show_deployment(api: Api, name: str) -> dict[str, Any]:
     """One deployment."""
     found = await _deployments(api, name)
     if not found:
-        raise Problem(404, "there is no deployment of this name")
+        raise Problem(404, f"there is no deployment {name!r}", kind="UnknownDeployment")
     return found[0]
 
 
@@ -919,6 +982,7 @@ async def events_json(api: Api, rows: list[Any]) -> list[dict[str, Any]]:
                 "state": event.state.value if event.state is not None else None,
                 "name": event.name,
                 "message": event.message,
+                "epoch": event.epoch,
                 "payload": event.payload,
             }
         )
@@ -927,7 +991,7 @@ async def events_json(api: Api, rows: list[Any]) -> list[dict[str, Any]]:
 
 @route("GET", "/events", models.Page[models.Event], query=models.EventQuery)
 async def list_events(api: Api, q: models.EventQuery) -> dict[str, Any]:
-    """What happened, newest first."""
+    """What happened, newest first, or from the event after the cursor on."""
     pk = (await api.row(q.run)).pk if q.run is not None else None
     page = await api.reader.events(
         EventQuery(
@@ -935,7 +999,7 @@ async def list_events(api: Api, q: models.EventQuery) -> dict[str, Any]:
             kinds=tuple(q.kind),
             since=q.since.timestamp() if q.since is not None else None,
             after=_number(q.cursor) or 0,
-            newest=True,
+            newest=q.order == "newest",
             limit=q.limit,
         )
     )
@@ -991,6 +1055,19 @@ async def list_variables(api: Api) -> dict[str, Any]:
     return {"items": [asdict(one) for one in found], "next_cursor": None}
 
 
+@route("GET", "/variables/{name}", models.Variable)
+async def show_variable(api: Api, name: str) -> dict[str, Any]:
+    """One variable."""
+    found = await stored(api.reader, name)
+    if not found:
+        raise _no_variable()
+    return asdict(found[0])
+
+
+def _no_variable() -> Problem:
+    return Problem(404, "there is no variable of this name")
+
+
 @route("PUT", "/variables/{name}", models.Ok, body=models.SetVariable)
 async def set_variable(api: Api, name: str, body: models.SetVariable) -> dict[str, Any]:
     """Give a variable a value."""
@@ -1002,7 +1079,7 @@ async def set_variable(api: Api, name: str, body: models.SetVariable) -> dict[st
 async def delete_variable(api: Api, name: str) -> dict[str, Any]:
     """Remove a variable."""
     if not await api.engine.delete_variable(name):
-        raise Problem(404, "there is no variable of this name")
+        raise _no_variable()
     return {"ok": True}
 
 

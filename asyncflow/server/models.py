@@ -51,13 +51,27 @@ class RunFilter(Given):
     tag: Annotated[list[Name], Field(max_length=5)] = []
     deployment: Name | None = None
     since: datetime | None = None
+    #: "roots", "any", or the id of a run.
     parent: Annotated[str, Field(max_length=60)] = "roots"
+    #: The beginning of an id.
+    id: Annotated[str, Field(max_length=36, pattern=r"^[0-9a-f-]*$")] = ""
     text: Annotated[str, Field(max_length=200)] = ""
 
 
 class RunQuery(RunFilter):
+    #: With parameters and errors.
+    full: bool = False
     limit: Limit = 50
     cursor: Cursor | None = None
+
+
+class Error(BaseModel):
+    """A failure, as text: `type` is the name of its class, `module` where that is."""
+
+    type: str
+    module: str
+    message: str
+    traceback: str
 
 
 class Run(BaseModel):
@@ -76,6 +90,10 @@ class Run(BaseModel):
     duration: float | None
     tags: list[str]
     parent_id: str | None
+    #: The call that made it.
+    parent_task_run_id: str | None
+    #: Whether an engine has it: else nothing happens by itself.
+    is_owned: bool
     attempt: int
     recoveries: int
     deployment: str | None
@@ -83,12 +101,9 @@ class Run(BaseModel):
     cause: str | None
     origin: str | None
     version: str | None
-
-
-class Error(BaseModel):
-    type: str
-    message: str
-    traceback: str
+    #: Secrets are masked. In lists this, and the error, is there where it was asked for in full.
+    parameters: dict[str, Any] | None = None
+    error: Error | None = None
 
 
 class Result(BaseModel):
@@ -124,9 +139,7 @@ class TaskSummary(BaseModel):
 
 
 class RunDetail(Run):
-    parameters: dict[str, Any]
     result: Result
-    error: Error | None
     story: list[Story]
     waits: list[Wait]
     children: list[Run]
@@ -170,6 +183,19 @@ class Attempt(BaseModel):
     error: Error
 
 
+class RunAttempt(Attempt):
+    task_run_id: str
+
+
+class TaskCount(BaseModel):
+    task: str
+    state: str
+    state_name: str
+    count: int
+    first_started: datetime | None
+    last_ended: datetime | None
+
+
 class TaskDetail(TaskRun):
     attempts_list: list[Attempt]
     result: Result
@@ -207,6 +233,9 @@ class LogLine(BaseModel):
 
 
 class ArtifactQuery(Given):
+    kind: Annotated[list[Annotated[str, Field(max_length=40)]], Field(max_length=10)] = []
+    #: Whether what they hold is wanted; without, `data` is empty.
+    data: bool = True
     limit: Limit = 200
     cursor: Cursor | None = None
 
@@ -235,10 +264,15 @@ class Expected(Given):
 class Fork(Given):
     parameters: dict[str, Any] | None = None
     from_task: Name | None = None
+    #: Recorded results to replace, by the name of a task or of a task run.
+    results: dict[str, Any] | None = None
+    #: The same key gives the same run.
+    idempotency_key: Name | None = None
 
 
 class Rerun(Given):
     parameters: dict[str, Any] | None = None
+    idempotency_key: Name | None = None
 
 
 class Answer(Given):
@@ -266,6 +300,11 @@ class Done(BaseModel):
 
     run: Run | None
     detail: str
+
+
+class Deleted(Done):
+    #: How many runs went: it, and those below it.
+    deleted: int
 
 
 class Bucket(BaseModel):
@@ -427,6 +466,8 @@ class EventQuery(Given):
     kind: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=10)] = []
     run: Annotated[str, Field(max_length=60)] | None = None
     since: datetime | None = None
+    #: Oldest first, `cursor` is the id of the last event that was seen.
+    order: Literal["newest", "oldest"] = "newest"
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -440,6 +481,8 @@ class Event(BaseModel):
     state: str | None
     name: str
     message: str
+    #: How often the run had been claimed.
+    epoch: int
     payload: Any
 
 

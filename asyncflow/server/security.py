@@ -25,6 +25,8 @@ COOKIE = "asyncflow_session"
 SAFE = frozenset({"GET", "HEAD"})
 #: The header that only scripts of our own pages, and programs, can set.
 OWN = "X-Asyncflow"
+#: What the type of a problem begins with that is an error of asyncflow.
+KIND = "urn:asyncflow:error:"
 #: Bytes of a request.
 MOST_BODY = 1024 * 1024
 
@@ -49,17 +51,19 @@ class Problem(Exception):
     Args:
         status: of HTTP.
         detail: one sentence for people.
+        kind: the name of the error of asyncflow that it is, for programs.
     """
 
-    def __init__(self, status: int, detail: str, title: str = "") -> None:
+    def __init__(self, status: int, detail: str, title: str = "", kind: str = "") -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.title = title or TITLES.get(status, "Error")
+        self.kind = kind
 
     def response(self) -> web.Response:
         body = {
-            "type": "about:blank",
+            "type": f"{KIND}{self.kind}" if self.kind else "about:blank",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,

@@ -167,6 +167,33 @@ async def test_filters_find_what_they_say(server: Server) -> None:
         assert [r["id"] for r in (await server.get(f"/api/runs?{query}"))["items"]] == found, query
 
 
+async def test_a_run_whose_process_has_died_is_found_as_what_it_is(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    @flow
+    async def holds() -> None:
+        begun.set()
+        await goes_on.wait()
+
+    run = await server.engine.submit(holds)
+    await begun.wait()
+    await server.engine.written()
+
+    async def found(state: str) -> list[str]:
+        return [r["state_name"] for r in (await server.get(f"/api/runs?state={state}"))["items"]]
+
+    assert await found("running") == ["Running"]
+    monkeypatch.setattr(server.engine, "is_alive", lambda _: False)
+    assert await found("running") == []
+    assert await found("paused") == await found("interrupted") == ["Interrupted"]
+    (one,) = (await server.get(f"/api/runs?id={run.id[:13]}&full=true"))["items"]
+    assert (one["is_owned"], one["parameters"], one["error"]) == (False, {}, None)
+    goes_on.set()
+    await run.wait()
+
+
 async def test_runs_are_resumed_cancelled_forked_and_removed(server: Server) -> None:
     run = await server.engine.submit(mixed, 2)
     await run.wait()
