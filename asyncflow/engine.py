@@ -2191,9 +2191,8 @@ class Engine(Plans, Variables):
 
     async def hooks_at(self, phase: StateType, call: Call, state: State[Any]) -> None:
         """Call the hooks of a task for one type of state."""
-        await self._call_hooks(
-            call.options.hooks.at(phase), call.spec.task, TaskRun.of_call(call), state
-        )
+        hooks = call.options.hooks.at(phase)
+        await self._call_hooks(hooks, call.spec.task, TaskRun.of_call(call), state, call)
 
     async def run_hooks(self, owner: Any, item: Call | Run) -> None:
         """Call the hooks for the state that a call or run is in."""
@@ -2201,19 +2200,34 @@ class Engine(Plans, Variables):
         if isinstance(item, Run):
             await self._call_hooks(hooks, owner, FlowRun(self, item), run_state(item))
         else:
-            await self._call_hooks(hooks, owner, TaskRun.of_call(item), Executor.state_of(item))
+            view = TaskRun.of_call(item)
+            await self._call_hooks(hooks, owner, view, Executor.state_of(item), item)
 
     async def _call_hooks(
-        self, hooks: Iterable[Callable[..., Any]], owner: Any, view: Any, state: State[Any]
+        self,
+        hooks: Iterable[Callable[..., Any]],
+        owner: Any,
+        view: Any,
+        state: State[Any],
+        call: Call | None = None,
     ) -> None:
         """Call hooks one after another. One that fails or takes too long changes nothing.
 
         Each has a task of its own, so that one that will not stop can be left to itself.
+
+        Args:
+            call: whose hooks they are, if they are of a task: what they log and show is its.
         """
         for hook in hooks:
             name = getattr(hook, "__name__", repr(hook))
-            calling = self.executor.background(
-                self._call_hook(hook, owner, view, state), "asyncflow-hook"
+            # What tells of a call is any worker, which may have begun for another one.
+            context = copy_context() if call is None else call.context.copy()
+            if call is not None:
+                context.run(CURRENT.set, call)
+            calling = context.run(
+                self.executor.background,
+                self._call_hook(hook, owner, view, state),
+                "asyncflow-hook",
             )
             # Asked for, so that asyncio does not tell of one that was left and fails later.
             calling.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from virtual import now, virtual_engine, virtually
 
-from asyncflow import Engine, InvalidOption, MemoryStore, StoreError, flow, task
+from asyncflow import (
+    Engine,
+    InvalidOption,
+    MemoryStore,
+    State,
+    StoreError,
+    TaskRun,
+    flow,
+    get_run_logger,
+    task,
+)
 from asyncflow.states import StateType
 
 ALL = ("on_completion", "on_failure", "on_cancellation", "on_crashed")
@@ -308,3 +318,30 @@ async def test_what_could_not_be_recorded_is_not_told(what: str) -> None:
             await engine.run(main)
         assert not StateType(store._runs[1].state).is_final
     assert seen == []
+
+
+async def test_what_hooks_of_a_task_log_is_of_the_call_that_they_are_told_of(
+    engine: Engine,
+) -> None:
+    async def ended(task: Any, run: TaskRun, state: State[Any]) -> None:
+        get_run_logger().info("%s", run.id)
+
+    @task(on_running=[ended], on_completion=[ended])
+    async def inner(i: int) -> None:
+        await asyncio.sleep(0)
+
+    @task
+    async def outer() -> None:
+        await inner.map(range(3))
+
+    @flow
+    async def calls() -> None:
+        first = inner.submit(3)
+        await outer()
+        await first
+
+    run = await engine.submit(calls)
+    await run
+    lines = [(line.task_run_id, line.message) for line in await engine.logs(run.id)]
+    assert len(lines) == 8
+    assert [of for of, _ in lines] == [told for _, told in lines]
