@@ -64,7 +64,7 @@ from asyncflow.planned import Plans
 from asyncflow.registry import find, has_changed, keep_last
 from asyncflow.resources import Opened, Resource
 from asyncflow.retention import Retention
-from asyncflow.run import MISSING, Batch, Call, Hold, Run
+from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
 from asyncflow.runner.threads import Threads
 from asyncflow.sharing import Sharing
 from asyncflow.spec import is_shielded
@@ -111,6 +111,7 @@ if TYPE_CHECKING:
     from asyncflow.metrics import Metrics
     from asyncflow.store.base import Reader
     from asyncflow.tracing import Tracing
+    from asyncflow.watchdog import Watchdog
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -267,6 +268,8 @@ class Engine(Plans, Variables):
         tracing: spans of OpenTelemetry for runs, task runs and attempts: True for those of the
             global provider, or a provider, or False for none; by default, if a global provider
             has been set when the engine is opened.
+        blocked_loop_seconds: code of a run that keeps the event loop from turning for so long is
+            named, with its line, in a warning among the log lines of the run; None: it is not.
         seed: of all chance (jitter), for tests.
         clock: what tells wall time, for tests.
 
@@ -290,6 +293,7 @@ class Engine(Plans, Variables):
         suspend_after_seconds: float | None = 60.0,
         metrics: bool = False,
         tracing: Any = None,
+        blocked_loop_seconds: float | None = 0.5,
         seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -317,6 +321,11 @@ class Engine(Plans, Variables):
 
             check_package()
         self.metrics: Metrics | None = None
+        _check_seconds("blocked_loop_seconds", blocked_loop_seconds)
+        if blocked_loop_seconds == 0:
+            raise InvalidOption("blocked_loop_seconds=0: give seconds above 0, or None")
+        self._blocked_loop = blocked_loop_seconds
+        self.watchdog: Watchdog | None = None
         self._wants_tracing = tracing
         self.tracing: Tracing | None = None
         if tracing is not None and tracing is not False:
@@ -436,6 +445,11 @@ class Engine(Plans, Variables):
         if self._wants_metrics:
             self._count()
         self.tracing = self._make_tracing()
+        self.watchdog = None
+        if self._blocked_loop is not None and isinstance(self.clock, WallClock):
+            from asyncflow.watchdog import Watchdog
+
+            self.watchdog = Watchdog(self, self._blocked_loop)
         self._joined()  # others may have come meanwhile
 
     # What a simulation makes otherwise (see `asyncflow.testing`).
@@ -580,6 +594,8 @@ class Engine(Plans, Variables):
             await self.threads.aclose(self.grace)
         except Unresponsive as error:
             self.report(str(error))
+        if self.watchdog is not None:
+            await self.watchdog.aclose()
         self._logs.close()
         await self.executor.aclose()
         if self.metrics is not None:
@@ -930,6 +946,8 @@ class Engine(Plans, Variables):
     def went_live(self, run: Run) -> None:
         """A run is carried out here from now on; other processes may ask something of it."""
         self.live[run.id] = run
+        if self.watchdog is not None:
+            self.watchdog.wake()
         self.look_out()
 
     def look_out(self) -> None:
@@ -2316,7 +2334,11 @@ class Engine(Plans, Variables):
         """Say it, and keep it among the log lines of a run, or of one of its calls."""
         text = self.masker.text(text)
         self.report(f"{run.display}: {text}")
-        seq = call.seq if call is not None else None
+        self.keep_line(run, text, call)
+
+    def keep_line(self, run: Run, text: str, call: Call | Item | None = None) -> None:
+        """Keep a warning among the log lines of a run, or of one of its calls."""
+        seq, text = None if call is None else call.seq, self.masker.text(text)
         line = LogRow(run.pk, seq, self.clock.time(), logging.WARNING, "asyncflow", text)
         self.journal.logs([line])
 
