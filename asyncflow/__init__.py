@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from asyncflow.deployments import Deployment as Deployment
     from asyncflow.deployments import DeploymentSchedule as DeploymentSchedule
     from asyncflow.engine import Engine as Engine
-    from asyncflow.engine import FlowRun as FlowRun
     from asyncflow.errors import AlreadyAnswered as AlreadyAnswered
     from asyncflow.errors import AsyncflowError as AsyncflowError
     from asyncflow.errors import AutomationLoop as AutomationLoop
@@ -103,6 +102,7 @@ if TYPE_CHECKING:
     from asyncflow.future import as_completed as as_completed
     from asyncflow.future import resolve as resolve
     from asyncflow.future import wait as wait
+    from asyncflow.handle import FlowRun as FlowRun
     from asyncflow.holds import concurrency as concurrency
     from asyncflow.holds import rate_limit as rate_limit
     from asyncflow.logs import get_run_logger as get_run_logger
@@ -162,7 +162,8 @@ _HOMES = {
     ),
     "asyncflow.holds": ("concurrency", "rate_limit"),
     "asyncflow.deployments": ("Deployment", "DeploymentSchedule"),
-    "asyncflow.engine": ("Engine", "FlowRun"),
+    "asyncflow.engine": ("Engine",),
+    "asyncflow.handle": ("FlowRun",),
     "asyncflow.errors": (
         "AlreadyAnswered", "AsyncflowError", "AutomationLoop", "BlockingCall",
         "ConcurrencyDeadlock", "DeliveryFailed", "DependencyCycle", "DeploymentBusy",

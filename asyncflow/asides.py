@@ -48,7 +48,7 @@ class Asides:
             S.FAILED, "", call.message, attempt=call.attempt, error=call.error
         )
         try:
-            await self._engine.hooks_at(S.FAILED, call, state)
+            await self._engine.hooks.at(S.FAILED, call, state)
         finally:
             self._go_on(call)
 

@@ -376,7 +376,7 @@ class Automations(Rounds):
         engine, now = self._engine, self._engine.clock.time()
 
         def work(plans: Planning) -> list[DeliveryRow]:
-            due = plans.due(now, [""], engine.id, engine.is_alive, AT_ONCE * 5)
+            due = plans.due(now, [""], engine.id, engine.recovery.is_alive, AT_ONCE * 5)
             known = [r for r in due if self._all or r.automation in self._own]
             taken = [
                 row._replace(state="sending", engine=engine.id, attempts=row.attempts + 1)
@@ -462,7 +462,7 @@ class Automations(Rounds):
                 await engine.cancel(_run(row))
                 return f"cancelled {row.run}"
             case declared.ResumeRun():
-                run = await engine.resume_because(_because(cause), _run(row))
+                run = await engine.recovery.resume(_because(cause), _run(row))
                 return f"resumed {run.id}"
             case declared.PauseSchedule():
                 await engine.pause_deployment(action.deployment, action.schedule)
@@ -573,7 +573,7 @@ class Automations(Rounds):
         def claim(plans: Planning) -> outbox.Decision:
             due: list[DeliveryRow] = []
             spent: list[DeliveryRow] = []
-            for row in plans.due(now, [channel.name], engine.id, engine.is_alive, PAGE):
+            for row in plans.due(now, [channel.name], engine.id, engine.recovery.is_alive, PAGE):
                 (spent if outbox.is_spent(row, channel) else due).append(row)
             if spent:
                 text = "the process died in the middle, time and again"

@@ -185,7 +185,7 @@ class Bodies:
         if spec.resources:
             yield from self._fill_in(call).__await__()
         if spec.options.hooks.on_running:
-            yield from self._engine.run_hooks(spec.task, call).__await__()
+            yield from self._engine.hooks.of(spec.task, call).__await__()
 
     async def _fill_in(self, call: Call) -> None:
         given = call.spec.bind(call.args, call.kwargs).arguments

@@ -101,7 +101,7 @@ class Commands(Rounds):
             same = plans.same_command(row) if key is not None else None
             if same is not None:
                 return same
-            return plans.add_command(row) if plans.takers(engine.is_alive) else None
+            return plans.add_command(row) if plans.takers(engine.recovery.is_alive) else None
 
         await self._lapse()
         made = await engine.writer.do(lambda: engine.store.plan(work))
@@ -138,7 +138,7 @@ class Commands(Rounds):
             if not store.asked():
                 return None
             rows = store.plan(lambda plans: plans.open_commands())
-            over = [row for row in rows if commands.is_over(row, now, engine.is_alive)]
+            over = [row for row in rows if commands.is_over(row, now, engine.recovery.is_alive)]
             ends = []
             for row in over:
                 made = store.run_by_key(commands.run_key(row)) if row.taken else None
@@ -196,12 +196,12 @@ class Commands(Rounds):
         engine, now = self._engine, self._engine.clock.time()
         rows = await engine.reader.planned(planning.open_commands())
         self._passed &= {row.id for row in rows}
-        if any(commands.is_over(row, now, engine.is_alive) for row in rows):
+        if any(commands.is_over(row, now, engine.recovery.is_alive) for row in rows):
             await self._lapse()
         for row in rows:
             if row.id in self._passed or row.id in self._under_way or not engine.usable_still:
                 continue
-            if commands.is_for(row, now, engine.is_alive):
+            if commands.is_for(row, now, engine.recovery.is_alive):
                 await self._consider(row)
         return self._every
 
@@ -223,7 +223,7 @@ class Commands(Rounds):
             )
 
     def _alive(self, engine: int) -> bool:
-        return self._engine.is_alive(engine)
+        return self._engine.recovery.is_alive(engine)
 
     def _declined(
         self, now: float, row: CommandRow, plans: Planning, why: str
@@ -350,12 +350,7 @@ class Commands(Rounds):
         if row.taken < 2 or not commands.has_moved(given, stored.state_at):
             return False
         state = StateType(stored.state)
-        return state.is_final or state is StateType.PAUSED or self._is_owned(stored)
-
-    def _is_owned(self, stored: RunRow) -> bool:
-        if stored.engine == self._engine.id:
-            return stored.id in self._engine.live
-        return stored.engine is not None and self._alive(stored.engine)
+        return state.is_final or state is StateType.PAUSED or self._engine.recovery.owned(stored)
 
     async def _answer(self, row: CommandRow, given: dict[str, Any]) -> None:
         try:

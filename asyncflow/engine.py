@@ -5,27 +5,26 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import inspect
 import json
 import logging
 import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context, Token, copy_context
-from datetime import datetime
 from functools import partial
 from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncflow import codec, edits, rows
 from asyncflow.artifacts import Shown
 from asyncflow.asides import Asides
+from asyncflow.asking import Answers, tag_set
 from asyncflow.bodies import Bodies
 from asyncflow.calls import Calls, Inputs
 from asyncflow.clock import Clock, SteadyClock, WallClock, since_boot
@@ -38,67 +37,53 @@ from asyncflow.errors import (
     InvalidOption,
     InvalidParameters,
     ResultUnreadable,
-    RunInterrupted,
     RunNotResumable,
-    RunTaken,
     StoreClosed,
     StoreError,
     TaskCancelled,
     UnknownFlow,
-    UnknownRun,
     Unresponsive,
 )
 from asyncflow.executor import Executor
-from asyncflow.failures import told
 from asyncflow.flights import Flights
 from asyncflow.flowrun import GOES_ON, Flows, run_state
 from asyncflow.future import TaskFuture
+from asyncflow.handle import FlowRun
+from asyncflow.hooks import Hooks
 from asyncflow.journal import Journal, as_store_error
 from asyncflow.limits import Limit, Slots
 from asyncflow.machine import Machine
 from asyncflow.masking import Masker
+from asyncflow.moving import Moving
 from asyncflow.named import NamedLimits
-from asyncflow.ownership import EngineLock, MemoryLock, is_alive
-from asyncflow.parameters import masked
+from asyncflow.options import check_count, check_seconds
+from asyncflow.ownership import EngineLock, MemoryLock
 from asyncflow.planned import Plans
-from asyncflow.registry import find, has_changed, keep_last
+from asyncflow.recovery import POLL, Recovery
+from asyncflow.registry import find, keep_last
 from asyncflow.resources import Opened, Resource
 from asyncflow.retention import Retention
-from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
+from asyncflow.run import Batch, Call, Hold, Item, Run
 from asyncflow.runner.threads import Threads
 from asyncflow.sharing import Sharing
 from asyncflow.spec import is_shielded
-from asyncflow.states import SKIPPED, Failed, State, StateType, Unread, types_and_names
+from asyncflow.states import Failed, State, StateType
 from asyncflow.store.base import (
     ALL,
-    IMPORTED,
-    ArtifactQuery,
     EngineRow,
-    EventQuery,
     LimitRow,
-    LogQuery,
     LogRow,
     MarkRow,
     MessageRow,
-    Page,
     ReadableStore,
     ResultKind,
-    RunQuery,
     RunRow,
     StateRow,
-    TaskQuery,
     TaskRow,
     Writes,
 )
 from asyncflow.variables import Variables
 from asyncflow.views import (
-    Artifact,
-    Event,
-    Listing,
-    LogLine,
-    TaskRun,
-    as_it_is,
-    including_dead,
     moment,
     row_state,
 )
@@ -106,7 +91,6 @@ from asyncflow.waiting import Waiting
 from asyncflow.writer import Writer, uncancelled
 
 if TYPE_CHECKING:
-    from asyncflow.diff import RunDiff
     from asyncflow.flows import Flow
     from asyncflow.metrics import Metrics
     from asyncflow.store.base import Reader
@@ -119,12 +103,6 @@ S = StateType
 
 DURABILITIES = ("full", "strict", "relaxed", "off")
 
-#: Seconds between two looks at what other processes ask for.
-POLL = 0.25
-
-#: Seconds between two looks for runs whose engine has died.
-WATCH = 2.0
-
 _log = logging.getLogger("asyncflow")
 
 
@@ -134,114 +112,7 @@ def default_database() -> Path:
     return Path(named) if named else Path(".asyncflow") / "asyncflow.db"
 
 
-class FlowRun(Generic[R]):
-    """A handle on one flow run. Await it for its value, or for its exception."""
-
-    def __init__(self, engine: Engine, run: Run | None, row: RunRow | None = None) -> None:
-        self._engine = engine
-        self._run = run
-        self._row = row
-
-    @property
-    def id(self) -> str:
-        return self._run.id if self._run is not None else self._stored.id
-
-    @property
-    def _stored(self) -> RunRow:
-        assert self._row is not None
-        return self._row
-
-    @property
-    def name(self) -> str:
-        """Its own name, or that of its flow."""
-        if self._run is not None:
-            return self._run.run_name or self._run.flow_name
-        return self._stored.name or self._stored.flow_name
-
-    @property
-    def flow_name(self) -> str:
-        return self._run.flow_name if self._run is not None else self._stored.flow_name
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Its parameters, by name: of a stored run as plain JSON, secrets masked."""
-        if self._run is not None:
-            return dict(self._run.parameters)
-        return masked(self._stored.parameters)
-
-    @property
-    def tags(self) -> list[str]:
-        return sorted(self._run.tags) if self._run is not None else list(self._stored.tags)
-
-    @property
-    def state(self) -> State[R]:
-        """Its state: live, or as stored when this handle was made."""
-        if self._run is not None:
-            return run_state(self._run)
-        row = self._stored
-        return row_state(row, self._engine.stored_value(row))
-
-    @property
-    def parent_id(self) -> str | None:
-        if self._run is not None:
-            return self._run.parent.id if self._run.parent is not None else None
-        return self._engine.parent_ids.get(self._stored.parent or 0)
-
-    @property
-    def attempt(self) -> int:
-        return self._run.attempt if self._run is not None else self._stored.attempt
-
-    @property
-    def created_at(self) -> datetime | None:
-        return moment(self._run.created if self._run is not None else self._stored.created_at)
-
-    @property
-    def started_at(self) -> datetime | None:
-        return moment(self._run.started if self._run is not None else self._stored.started_at)
-
-    @property
-    def ended_at(self) -> datetime | None:
-        return moment(self._run.ended if self._run is not None else self._stored.ended_at)
-
-    @property
-    def recoveries(self) -> int:
-        return self._run.recoveries if self._run is not None else self._stored.recoveries
-
-    @property
-    def row(self) -> RunRow | None:
-        """The stored row that it was made from, for tools; None of a live run."""
-        return self._row
-
-    def __await__(self) -> Generator[Any, Any, R]:
-        return self._value().__await__()
-
-    async def _value(self) -> R:
-        state = await self.wait()
-        if isinstance(state.error, StoreError):
-            raise state.error
-        if state.is_paused():
-            raise RunInterrupted(f"the run {self.id} is {state}: go on with resume({self.id!r})")
-        value: R = state.result()
-        return value
-
-    async def wait(self) -> State[R]:
-        """Wait until it has ended, and is recorded; its last state."""
-        if self._run is not None:
-            await self._engine.wait_live(self._run)
-            return run_state(self._run)
-        return await self._engine.wait(self.id)
-
-    async def cancel(self) -> bool:
-        """Cancel it, with everything below it. Returns whether it was still unfinished."""
-        return await self._engine.cancel(self.id)
-
-    def __repr__(self) -> str:
-        run, row = self._run, self._row
-        state = run.shown_phase if run is not None else row.state_name if row else "?"
-        return f"<FlowRun {self.flow_name!r} {self.id} {state}>"
-
-
-class Engine(Plans, Variables):
+class Engine(Answers, Moving, Plans, Variables):
     """Runs flows in the event loop in which it is opened, and keeps their state.
 
     Use it as an async context manager. While it is open, flows that are called in the same
@@ -299,12 +170,12 @@ class Engine(Plans, Variables):
     ) -> None:
         if durability not in DURABILITIES:
             raise InvalidOption(f"durability={durability!r}: use one of {', '.join(DURABILITIES)}")
-        _check_count("max_concurrency", max_concurrency, 1)
-        _check_count("max_threads", max_threads, 1)
-        _check_count("max_recoveries", max_recoveries, 0)
-        _check_seconds("cancel_grace_seconds", cancel_grace_seconds)
-        _check_seconds("hook_timeout_seconds", hook_timeout_seconds)
-        _check_seconds("suspend_after_seconds", suspend_after_seconds)
+        check_count("max_concurrency", max_concurrency, 1)
+        check_count("max_threads", max_threads, 1)
+        check_count("max_recoveries", max_recoveries, 0)
+        check_seconds("cancel_grace_seconds", cancel_grace_seconds)
+        check_seconds("hook_timeout_seconds", hook_timeout_seconds)
+        check_seconds("suspend_after_seconds", suspend_after_seconds)
         self.durability = durability
         self.max_recoveries = max_recoveries
         self.grace = float(cancel_grace_seconds)
@@ -321,7 +192,7 @@ class Engine(Plans, Variables):
 
             check_package()
         self.metrics: Metrics | None = None
-        _check_seconds("blocked_loop_seconds", blocked_loop_seconds)
+        check_seconds("blocked_loop_seconds", blocked_loop_seconds)
         if blocked_loop_seconds == 0:
             raise InvalidOption("blocked_loop_seconds=0: give seconds above 0, or None")
         self._blocked_loop = blocked_loop_seconds
@@ -404,7 +275,8 @@ class Engine(Plans, Variables):
             warn=self.not_stored,
         )
         self.executor.journal = self.journal if recording else None
-        self.executor.hooks = self._task_hooks
+        self.hooks = Hooks(self, self._hook_timeout)
+        self.executor.hooks = self.hooks.task_ended
         self.executor.bodies = Bodies(self)
         self.calls = Calls(
             self.machine, self.clock.time, self.steady.time, self.loop.time, self.store.load_file
@@ -412,11 +284,12 @@ class Engine(Plans, Variables):
         self.calls.engine_limit = Slots("engine", self._max_concurrency)
         self.calls.threads_limit = Slots("threads", self._max_threads)
         self.calls.processes_limit = Slots("processes", os.cpu_count() or 1)
+        self.recovery = Recovery(self, self.max_recoveries)
         self.sharing = Sharing(self) if self.has_company else None
         self.named = NamedLimits(self.machine, self._divide)
         self.executor.hungry = self.sharing.hurry if self.sharing is not None else None
         self._limit_rows: dict[str, LimitRow] = {}
-        self._apply_limits(await self.writer.do(self.store.limits))
+        self.apply_limits(await self.writer.do(self.store.limits))
         self.calls.named = self.named.get
         self.executor.calls = self.calls
         self.executor.cache = Flights(self)
@@ -431,8 +304,6 @@ class Engine(Plans, Variables):
         self._warned: set[tuple[str, str]] = set()
         self._logs = self._capture_logs()
         self._polling: asyncio.TimerHandle | None = None
-        self._watching: asyncio.TimerHandle | None = None
-        self._watchful = False
         self.scheduler = None
         self.automator = None
         self.commands = Commands(self)
@@ -510,8 +381,8 @@ class Engine(Plans, Variables):
             self.executor.pump()
         if self.live:
             self.look_out()
-        self._watch_later()
-        if self._watchful or (self.scheduler is not None and self.scheduler.active):
+        self.recovery.watch_later()
+        if self.recovery.watchful or (self.scheduler is not None and self.scheduler.active):
             self.commands.begin_soon()
 
     def _divide(self, limit: Limit) -> None:
@@ -561,7 +432,7 @@ class Engine(Plans, Variables):
             MissingExtra: `prometheus-client` is not installed.
         """
         if self.metrics is None:
-            self._check_open()
+            self.check_open()
             return self.call(self._count).text()
         return self.metrics.text()
 
@@ -577,9 +448,9 @@ class Engine(Plans, Variables):
             await uncancelled(closing)
 
     async def _close(self) -> None:
-        for timer in (self._polling, self._watching):
-            if timer is not None:
-                timer.cancel()
+        if self._polling is not None:
+            self._polling.cancel()
+        self.recovery.close()
         await self.retention.aclose()
         if self._served_app is not None:
             await self._served_app.cleanup()
@@ -643,16 +514,25 @@ class Engine(Plans, Variables):
         return self._open and self.on_loop()
 
     @property
+    def is_open(self) -> bool:
+        return self._open
+
+    @property
     def broken(self) -> bool:
         """Whether the storage has failed."""
         return self._broken is not None
 
     @property
+    def is_working(self) -> bool:
+        """Whether it can record anything: it is open, and its storage has not failed."""
+        return self._open and self._broken is None
+
+    @property
     def usable_still(self) -> bool:
         """Whether something may be begun: it is open, and its storage has not failed."""
-        return self._open and self._broken is None and not self.stopping
+        return self.is_working and not self.stopping
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         if not self._open:
             raise StoreClosed("the engine is closed: open it with `async with Engine(...)`")
         if self._broken is not None:
@@ -926,14 +806,14 @@ class Engine(Plans, Variables):
             InvalidParameters: the arguments do not fit, or cannot be stored.
             StoreError: the run could not be stored.
         """
-        self._check_open()
+        self.check_open()
         self._check_flow(flow)
         run, created = await self.flows.create(
             flow,
             args,
             kwargs,
             idempotency_key=idempotency_key,
-            tags=_tag_set(tags),
+            tags=tag_set(tags),
             run_name=run_name,
         )
         if not created:
@@ -969,7 +849,7 @@ class Engine(Plans, Variables):
         if error is not None:
             self.report(f"what other processes ask for cannot be read: {error}")
         requests, limits = found or ([], None)
-        self._apply_limits(limits)
+        self.apply_limits(limits)
         for pk, kind in requests:
             for run in list(self.live.values()):
                 if run.pk == pk and kind == "cancel":
@@ -1020,7 +900,7 @@ class Engine(Plans, Variables):
         run_name: str | None = None,
     ) -> Any:
         """`run`, with the arguments as they came."""
-        self._check_open()
+        self.check_open()
         self._check_flow(flow)
         try:
             run, created = await self.flows.create(
@@ -1028,7 +908,7 @@ class Engine(Plans, Variables):
                 args,
                 kwargs,
                 idempotency_key=idempotency_key,
-                tags=_tag_set(tags),
+                tags=tag_set(tags),
                 run_name=run_name,
             )
         except InvalidParameters as error:
@@ -1059,7 +939,7 @@ class Engine(Plans, Variables):
 
         def create() -> tuple[tuple[RunRow, bool], list[LimitRow] | None]:
             made = self.store.create_run(row, [state])
-            return made, self._stored_limits() if row.parent is None else None
+            return made, self.stored_limits() if row.parent is None else None
 
         try:
             if self.writer.prefers_here():
@@ -1071,7 +951,7 @@ class Engine(Plans, Variables):
                 # Of a child run it is no failure of the flow that calls it: the storage failed.
                 self.storage_failed(error)
             raise
-        self._apply_limits(found)
+        self.apply_limits(found)
         return made
 
     def live_or_stored(self, row: RunRow, flow: Flow[..., Any]) -> Any:
@@ -1098,74 +978,7 @@ class Engine(Plans, Variables):
             UnknownRun, UnknownFlow: there is no such run, or its code cannot be found.
             RunNotResumable: it completed, is running, or was begun by another version.
         """
-        return await self.resume_because(None, run_id, parameters, any_version)
-
-    async def resume_because(
-        self,
-        cause: str | None,
-        run_id: str,
-        parameters: dict[str, Any] | None = None,
-        any_version: bool = False,
-    ) -> FlowRun[Any]:
-        """`resume`, and what made it so; None: a call."""
-        self._check_open()
-        live = self.live.get(run_id)
-        if live is not None:
-            if any(wait.kind == "pause" for wait in self.waiting.of(run_id)):
-                await self.answer(run_id)
-            if self.asides.retry(live):
-                await self.journal.durable()
-            return FlowRun(self, live)
-        row = await self._row(run_id)
-        if row.state_name == "NeedsAttention" and self._owned(row):
-            row = await self._retry_elsewhere(row)
-            if row.state_name != "NeedsAttention":
-                return FlowRun(self, None, row)
-        if row.state == S.PAUSED and row.state_name == "Paused":
-            await self.answer(run_id)
-            if self._owned(row):
-                return FlowRun(self, None, await self._row(run_id))
-        if row.parent is not None:
-            raise RunNotResumable(
-                f"the run {run_id} is a child run: resume the run that it belongs to"
-            )
-        state = S(row.state)
-        if state is S.COMPLETED:
-            raise RunNotResumable(f"the run {run_id} has completed: there is nothing to resume")
-        if state not in (S.PAUSED, S.FAILED, S.CANCELLED, S.CRASHED) and self._owned(row):
-            raise RunNotResumable(f"the run {run_id} is {row.state_name} in another process")
-        fresh = state in (S.FAILED, S.CANCELLED, S.CRASHED)
-        if cause is not None:
-            row = row._replace(cause=cause)
-        return await self._reopen(
-            row, fresh=fresh, retry=True, parameters=parameters, any_version=any_version
-        )
-
-    async def _retry_elsewhere(self, row: RunRow) -> RunRow:
-        """Ask the process that owns a run to try again what waits for a person there."""
-        now = self.clock.time()
-        await self.writer.do(lambda: self.store.request(row.pk, "resume", now))
-        while row.state_name == "NeedsAttention" and self._owned(row):
-            await asyncio.sleep(POLL)
-            row = await self._row(row.id)
-        return row
-
-    async def _retry_stored(self, root: RunRow) -> None:
-        """What waits for a person in a run that nobody runs, or below it, begins anew."""
-
-        def write() -> None:
-            open_ = [(root.pk, root.epoch)]
-            for pk, epoch in open_:
-                open_ += [(child.pk, child.epoch) for child in self.store.children(pk)]
-                paused = [
-                    row._replace(state=S.PENDING.value, message="", failures=0, error=None)
-                    for row in self.store.calls(pk)
-                    if row.state == S.PAUSED
-                ]
-                if paused:
-                    self.store.write(Writes(tasks=paused, fences={pk: epoch}))
-
-        await self.writer.do(write)
+        return await self.recovery.resume(None, run_id, parameters, any_version)
 
     async def recover(self) -> list[FlowRun[Any]]:
         """Take over the runs that dead engines left, and paused ones that nobody owns.
@@ -1181,210 +994,8 @@ class Engine(Plans, Variables):
         Returns:
             The runs that were taken over now.
         """
-        self._check_open()
-        await self.commands.begin()
-        taken = await self._recover()
-        self._watchful = True
-        self._watch_later()
-        return taken
-
-    def _watch_later(self) -> None:
-        if self._watching is None and self._watchful and self.has_company:
-            self._watching = self.loop.call_later(WATCH, self._watch)
-
-    def _watch(self) -> None:
-        """Look for runs without an owner, again and again."""
-        self._watching = None
-        if self._open and self._broken is None:
-            self.apart().run(self.executor.background, self._watch_once(), "asyncflow-watch")
-
-    async def _watch_once(self) -> None:
-        try:
-            await self._recover()
-        except AsyncflowError as error:
-            self.report(f"looking for runs without an owner failed, and is done again: {error}")
-        if self._open and self._broken is None:
-            self._watch_later()
-
-    async def _recover(self) -> list[FlowRun[Any]]:
-        taken: list[FlowRun[Any]] = []
-        await self.journal.durable()  # what we have let go of just now
-        unfinished, asked = await self.writer.do(
-            lambda: (self.store.unfinished(self.id), self.store.asked())
-        )
-        self.commands.seen(asked)
-        for row, dead in unfinished:
-            if not self._open:
-                break
-            if row.id in self.live or self._owned(row) or row.waits_for == IMPORTED:
-                continue
-            try:
-                run = await self._reopen(row, fresh=False, crashed=row.state != S.PAUSED)
-            except RunTaken:
-                continue  # another engine was quicker
-            except AsyncflowError as error:
-                await self.written()
-                await self._park(await self._row(row.id), str(error))
-            else:
-                if row.state != S.PAUSED:
-                    self._tell_death(row, dead)
-                taken.append(run)
-        return taken
-
-    def _tell_death(self, row: RunRow, dead: EngineRow | None) -> None:
-        """Close the log of a life that ended in the middle, and may have ended anywhere."""
-        who = f"its process ({dead.pid} on {dead.host})" if dead is not None else "its process"
-        now = self.clock.time()
-        text = f"killed: {who} died without a word; what it logged last may be missing"
-        self.journal.logs([LogRow(row.pk, None, now, logging.WARNING, "asyncflow", text)])
-
-    async def _park(self, row: RunRow, reason: str) -> None:
-        """Leave a run that cannot go on here, with its reason, for people to see."""
-        if row.state_name == "NeedsAttention" and row.message == reason:
-            return
-        claimed = await self.claim(row)
-        if claimed is None:
-            return
-        now = self.clock.time()
-        name = "NeedsAttention"
-        parked = claimed._replace(
-            state=S.PAUSED.value, state_name=name, message=reason, state_at=now, engine=None
-        )
-        state = StateRow(row.pk, now, S.PAUSED.value, name, reason, parked.epoch)
-        self.journal.run(parked, state)
-        await self.journal.durable()
-        self.report(f"the run {row.id} needs attention: {reason}")
-
-    def _owned(self, row: RunRow) -> bool:
-        """Whether a living engine owns the run."""
-        if row.engine is None:
-            return False
-        if row.engine == self.id:
-            return row.id in self.live
-        return self.is_alive(row.engine)
-
-    def is_alive(self, engine: int) -> bool:
-        """Whether the engine with this id is alive: one on the same store."""
-        folder = self.locks()
-        if folder is not None:
-            return is_alive(folder, engine)
-        return MemoryLock.is_held(self.store, engine)
-
-    async def _reopen(
-        self,
-        row: RunRow,
-        *,
-        fresh: bool,
-        crashed: bool = False,
-        retry: bool = False,
-        parameters: dict[str, Any] | None = None,
-        any_version: bool = False,
-    ) -> FlowRun[Any]:
-        flow = find(row.flow_ref, row.flow_name)
-        if flow.options.version != row.version and not any_version:
-            raise RunNotResumable(
-                f"the run {row.id} was begun by version {row.version!r} of flow {flow.name!r},"
-                f" and the code is version {flow.options.version!r}: bring that version back, or"
-                " resume it with any_version=True"
-            )
-        values = flow.parameters.load(row.parameters, parameters)
-        claimed = await self.claim(row, recovers=crashed)
-        if claimed is None:
-            raise RunTaken(f"the run {row.id} was taken by another process just now")
-        try:
-            if retry:
-                await self._retry_stored(claimed)
-            if has_changed(row.flow_ref, flow):
-                self.report(
-                    f"the code of flow {flow.name!r} has changed since the run {row.id} began:"
-                    " calls that are made as before are kept, others run"
-                )
-            revived = claimed._replace(cause=row.cause)
-            run = self.flows.revive(revived, flow, values, None, fresh)
-            began = not crashed or await self._has_begun(row)
-            if crashed and not began and not self._may_recover(run):
-                return await self._give_up(run)  # what reads its record dies of it
-            # Where its next attempt has not begun, that begins now.
-            await self.flows.load(run, fresh or row.state == S.SCHEDULED)
-            if not fresh:
-                await self.flows.count_failures(run)
-            if crashed and began and run.history.completed_since(row.state_at):
-                run.recoveries = 1
-                self.journal.run(rows.run_row(run, self.id, self.clock.time()))
-                await self.journal.durable()
-            if crashed and not self._may_recover(run):
-                return await self._give_up(run)
-            self._check_open()
-        except BaseException:
-            self._disclaim(claimed)
-            raise
-        return self.start_run(run)
-
-    async def _has_begun(self, row: RunRow) -> bool:
-        """Whether the last life of a run came so far as to run its code."""
-        story = await self.reader.states(row.pk)
-        return not story or story[-1].epoch == row.epoch
-
-    def _may_recover(self, run: Run) -> bool:
-        most = run.options.max_recoveries
-        return run.recoveries <= (self.max_recoveries if most is None else most)
-
-    async def _give_up(self, run: Run) -> FlowRun[Any]:
-        text = f"its process died {run.recoveries} times in a row without completing anything more"
-        run.ended = self.clock.time()
-        self.move_run(run, S.CRASHED, None, text)
-        await self.journal.durable()
-        self.report(f"the run {run.id} of flow {run.flow_name!r} is CRASHED: {text}")
-        # It is over when its hooks are; the recovery of others does not wait for them.
-        self.live[run.id] = run
-        self.executor.background(self.flows.tell_end(run), "asyncflow-end")
-        return FlowRun(self, run)
-
-    async def claim(self, row: RunRow, recovers: bool = False) -> RunRow | None:
-        """Make this engine the owner of a run; None if another was quicker.
-
-        Args:
-            recovers: count it as a recovery: before anything else, as whatever follows may be
-                what kills the process.
-        """
-        claimed = await self._claim_tree(row, recovers)
-        return claimed[0] if claimed else None
-
-    async def _claim_tree(self, row: RunRow, recovers: bool = False) -> list[RunRow]:
-        """`claim`: the rows of the run and of all below it that have not ended."""
-        claimed: list[RunRow] = []
-
-        def take() -> list[LimitRow] | None:
-            claimed[:] = self.store.claim(row.pk, self.id, row.epoch) or []
-            if claimed and recovers:
-                root = claimed[0]._replace(recoveries=claimed[0].recoveries + 1)
-                self.store.write(Writes(runs=[root], fences={root.pk: root.epoch}))
-                claimed[0] = root
-            return self._stored_limits()
-
-        try:
-            self._apply_limits(await self.writer.do(take))
-        except BaseException:
-            if claimed:
-                self._disclaim(claimed[0])  # nobody waits for it any more
-            raise
-        return claimed
-
-    def _disclaim(self, claimed: RunRow) -> None:
-        """Give up the ownership of a run that cannot go on here: others may take it."""
-        if not self._open or self._broken is not None or claimed.id in self.live:
-            return
-        claimed = claimed._replace(engine=None)
-        if S(claimed.state).is_final or claimed.state == S.PAUSED:
-            self.journal.run(claimed)
-            return
-        now, why = self.clock.time(), "going on with it was given up"
-        self.journal.run(
-            claimed._replace(
-                state=S.PAUSED.value, state_name="Interrupted", message=why, state_at=now
-            ),
-            StateRow(claimed.pk, now, S.PAUSED.value, "Interrupted", why, claimed.epoch),
-        )
+        self.check_open()
+        return await self.recovery.recover()
 
     async def rerun(
         self,
@@ -1399,8 +1010,8 @@ class Engine(Plans, Variables):
             parameters: values that replace those of the run, by name.
             idempotency_key: the same key gives the same run, whenever it is asked for.
         """
-        self._check_open()
-        row = await self._row(run_id)
+        self.check_open()
+        row = await self.stored_run(run_id)
         flow = find(row.flow_ref, row.flow_name)
         values = flow.parameters.load(row.parameters, parameters)
         return await self._begin_fork(row, flow, values, 0, (), idempotency_key)
@@ -1435,9 +1046,9 @@ class Engine(Plans, Variables):
             InvalidParameters: the parameters do not fit, or a result holds a secret.
             NotSerializable: a result cannot be stored.
         """
-        self._check_open()
+        self.check_open()
         await self.journal.durable()
-        row = await self._row(run_id)
+        row = await self.stored_run(run_id)
         flow = find(row.flow_ref, row.flow_name)
         values = flow.parameters.load(row.parameters, parameters)
         calls: list[TaskRow] = []
@@ -1483,14 +1094,14 @@ class Engine(Plans, Variables):
         """
         run = self.live.get(run_id)
         if run is None:
-            row = await self._row(run_id)
+            row = await self.stored_run(run_id)
             if S(row.state).is_final:
                 return False
-            if self._owned(row):
+            if self.recovery.owned(row):
                 now = self.clock.time()
                 await self.writer.do(lambda: self.store.request(row.pk, "cancel", now))
                 return (await self.wait(run_id)).is_cancelled()
-            return await self.cancel_stored(row)
+            return await self.recovery.cancel_stored(row)
         if run.phase.is_final:
             return False
         self._cancel_live(run)
@@ -1504,14 +1115,14 @@ class Engine(Plans, Variables):
             if not run.phase.is_final:
                 self._cancel_live(run)
             return
-        row = await self._row(run_id)
+        row = await self.stored_run(run_id)
         if S(row.state).is_final:
             return
-        if self._owned(row):
+        if self.recovery.owned(row):
             now = self.clock.time()
             await self.writer.do(lambda: self.store.request(row.pk, "cancel", now))
         else:
-            await self.cancel_stored(row)
+            await self.recovery.cancel_stored(row)
 
     def why_waiting(self, run: Run) -> list[tuple[str, str]]:
         """What the calls of a live run wait for, in words: kind and text."""
@@ -1547,7 +1158,7 @@ class Engine(Plans, Variables):
             RunNotResumable: that run has ended.
             NotSerializable: the payload cannot be stored.
         """
-        self._check_open()
+        self.check_open()
         pk: int | None = None
         if run_id is not None:
             run = self.live.get(run_id)
@@ -1559,7 +1170,7 @@ class Engine(Plans, Variables):
         self.waiting.deliver(sent)
 
     async def _unfinished_pk(self, run_id: str) -> int:
-        row = await self._row(run_id)
+        row = await self.stored_run(run_id)
         if S(row.state).is_final:
             raise RunNotResumable(
                 f"the run {run_id} is {row.state_name}: it waits for nothing any more"
@@ -1581,12 +1192,12 @@ class Engine(Plans, Variables):
         """
         from asyncflow.waits import check_answer
 
-        self._check_open()
+        self.check_open()
         pauses = [wait for wait in self.waiting.of(run_id) if wait.kind == "pause"]
         if pauses:
             name, pk, model = str(pauses[0].name), pauses[0].run.pk, pauses[0].model
         else:
-            row = await self._row(run_id)
+            row = await self.stored_run(run_id)
             told = json.loads(row.waits_for or b"{}")
             if row.state != S.PAUSED or told.get("kind") != "pause":
                 raise RunNotResumable(
@@ -1645,7 +1256,7 @@ class Engine(Plans, Variables):
         """
         from asyncflow.server.app import serve_app
 
-        self._check_open()
+        self.check_open()
         self._served_app, url = await serve_app(self, host, port, access, embedded=True)
         return url
 
@@ -1662,134 +1273,6 @@ class Engine(Plans, Variables):
         else:
             self.flows.stop(run, "cancel", "cancelled")
 
-    async def cancel_stored(self, row: RunRow, message: str = "cancelled") -> bool:
-        """Cancel a run that nobody is running."""
-        claimed = await self._claim_tree(row)
-        if not claimed:
-            return False
-        now = self.clock.time()
-        for one in claimed:
-            changed = one._replace(
-                state=S.CANCELLED.value,
-                state_name="Cancelled",
-                message=message,
-                state_at=now,
-                ended_at=now,
-                engine=None,
-            )
-            self.journal.run(
-                changed,
-                StateRow(one.pk, now, S.CANCELLED.value, "Cancelled", message, one.epoch),
-            )
-        await self.journal.durable()
-        return True
-
-    # --- from store to store ----------------------------------------------------------------------
-
-    async def export(self, run_id: str, path: str | os.PathLike[str]) -> Path:
-        """Write a run, with all runs below it, to one file that can be imported elsewhere.
-
-        The file holds what is stored of it at one moment: parameters and results (secrets masked),
-        task runs, attempts, states, decisions, messages and log lines. Only its owner may read it,
-        and it is there as a whole, or not at all.
-
-        Args:
-            path: of the file, which must not exist.
-
-        Raises:
-            UnknownRun: there is no such run.
-            RunNotResumable: it is a child of another run.
-            StoreError: there is such a file already, or it cannot be written.
-            ResultUnreadable: a stored result is lost or damaged.
-        """
-        from asyncflow.exporting import export
-
-        for run in list(self.live.values()):
-            await self.flush_logs(run)
-        await self.written()
-        row = await self._row(run_id)
-        if row.parent is not None:
-            raise RunNotResumable(f"the run {run_id} is a child run: export the run above it")
-        target = Path(path)
-        await self._aside(lambda stopped: export(self.store, row, target, stopped))
-        return target
-
-    async def import_run(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        new_id: bool = False,
-        allow_pickle: bool = False,
-        max_bytes: int | None = None,
-    ) -> FlowRun[Any]:
-        """Add the run in a file that `export` wrote to this store: all of it, or nothing.
-
-        It keeps its id. One that had not ended is PAUSED then, named Interrupted: `resume` goes on
-        with it, and no recovery does, since the store that it comes from may do so, too. No code is
-        run by this, whoever the file comes from; a resume runs the code that it names.
-
-        Args:
-            new_id: give it, and the runs below it, other ids; `origin` names the old one.
-            allow_pickle: keep results that are pickles, which run code when they are read. Without,
-                a resume runs their calls again.
-            max_bytes: what the file may expand to; None: 2 GiB.
-
-        Raises:
-            RunExists: there is a run with its id.
-            InvalidExport: the file is no exported run, is damaged, or of a newer version.
-            StoreError: the file cannot be read, or the store not be written.
-        """
-        from asyncflow.importing import MOST_BYTES, load
-
-        self._check_open()
-        _check_count("max_bytes", max_bytes, 1)
-        source, now = Path(path), self.clock.time()
-        most = MOST_BYTES if max_bytes is None else max_bytes
-        done = await self._aside(
-            lambda stopped: load(
-                self.store,
-                source,
-                now=now,
-                new_id=new_id,
-                allow_pickle=allow_pickle,
-                max_bytes=most,
-                stopped=stopped,
-            )
-        )
-        for note in done.notes:
-            self.report(note)
-        return FlowRun(self, None, done.row)
-
-    async def _aside(self, work: Callable[[Callable[[], bool]], T | None]) -> T:
-        """Do what takes long on a thread. *work* is given what tells it to stop, and gives None
-        then: when its caller is cancelled, or the engine closed."""
-        left = threading.Event()
-        stopped = lambda: left.is_set() or not self._open  # noqa: E731
-        try:
-            done = await self._in_thread(lambda: work(stopped))
-        finally:
-            left.set()
-        if done is None:
-            raise StoreClosed("the engine was closed meanwhile")
-        found: T = done
-        return found
-
-    async def delete(self, run_id: str) -> int:
-        """Delete an ended or paused run with all that belongs to it; how many runs went.
-
-        Raises:
-            UnknownRun: there is no such run.
-            RunNotResumable: it is being run, or is a child of another run.
-        """
-        self._check_open()
-        row = await self._row(run_id)
-        if row.id in self.live or (not S(row.state).is_final and self._owned(row)):
-            raise RunNotResumable(f"the run {run_id} is {row.state_name}: cancel it first")
-        if row.parent is not None:
-            raise RunNotResumable(f"the run {run_id} is a child run: delete the run above it")
-        await self.journal.durable()
-        return await self.writer.do(lambda: self.store.delete_run(row.pk))
-
     def cancel_child(self, run: Run, message: str) -> None:
         """A child run's call was cancelled; perhaps only to go on later."""
         why = run.parent.stop if run.parent is not None else None
@@ -1802,9 +1285,9 @@ class Engine(Plans, Variables):
             if run is not None:
                 await self.wait_live(run)
                 return run_state(run)
-            row = await self._row(run_id)
+            row = await self.stored_run(run_id)
             state = S(row.state)
-            if state.is_final or not self._owned(row):
+            if state.is_final or not self.recovery.owned(row):
                 row = self.as_it_is(row)
                 return row_state(row, self.stored_value(row))
             await asyncio.sleep(poll)
@@ -1816,287 +1299,10 @@ class Engine(Plans, Variables):
             run.waiters = [*(run.waiters or ()), waiter]
             await waiter
 
-    # --- asking -----------------------------------------------------------------------------------
-
-    @property
-    def reader(self) -> Reader:
-        """What answers questions about stored runs."""
-        if self._reader is None:
-            self._reader = self.store.reader()
-        return self._reader
-
-    async def _row(self, run_id: str) -> RunRow:
-        row = await self.reader.find_run(str(run_id))
-        if row is None:
-            raise UnknownRun(str(run_id))
-        return row
-
-    async def get_run(self, run_id: str) -> FlowRun[Any]:
-        """A handle on a run: live, or stored.
-
-        Raises:
-            UnknownRun: there is no such run.
-        """
-        live = self.live.get(run_id)
-        if live is not None:
-            return FlowRun(self, live)
-        return FlowRun(self, None, self.as_it_is(await self._row(run_id)))
-
-    def as_it_is(self, row: RunRow) -> RunRow:
-        """A stored run: one that a dead engine left is not running."""
-        if row.engine is None or S(row.state).is_final or self._owned(row):
-            return row
-        return as_it_is(row)
-
-    async def runs(
-        self,
-        *,
-        state: str | Iterable[str] | None = None,
-        flow: str | None = None,
-        tags: str | Iterable[str] | None = None,
-        since: datetime | float | None = None,
-        parent_id: Any = MISSING,
-        limit: int = 200,
-        cursor: str | None = None,
-    ) -> Listing[FlowRun[Any]]:
-        """Runs, newest first; child runs too, unless ``parent_id=None`` asks for roots.
-
-        Args:
-            state: one or more state types ("failed") or names ("TimedOut"), in any case.
-            flow: the name of a flow.
-            tags: one or more tags, all of which a run must have.
-            since: created at or after it: a datetime (naive is local time), or seconds since
-                the epoch.
-            parent_id: the run whose child runs are wanted; None: roots only.
-            limit: 1 to 10,000 of them.
-            cursor: `next_cursor` of the page before.
-
-        Raises:
-            ValueError: an argument makes no sense.
-            UnknownRun: there is no run *parent_id*.
-        """
-        types, names = types_and_names(state)
-        asked, fits = including_dead(types, names)
-        if not isinstance(since, int | float | datetime | None):
-            raise ValueError(f"since={since!r}: give a datetime, or seconds since the epoch")
-        await self.written()
-        parent: int | None = -1
-        if parent_id is None:
-            parent = None
-        elif parent_id is not MISSING:
-            parent = (await self._row(parent_id)).pk
-        page = await self.reader.runs(
-            RunQuery(
-                states=asked,
-                names=names,
-                flow=flow,
-                tags=tuple(sorted(_tag_set(tags))),
-                since=since if isinstance(since, int | float | None) else since.timestamp(),
-                parent=parent,
-                after=_cursor(cursor),
-                limit=_limit(limit),
-            )
-        )
-        for row in page.rows:
-            self.parent_ids[row.pk] = row.id
-        for row in page.rows:
-            if row.parent is not None and row.parent not in self.parent_ids:
-                await self._learn_parents(page)
-                break
-        rows = [row for row in map(self.as_it_is, page.rows) if fits(row)]
-        return Listing(
-            [FlowRun(self, self.live.get(row.id), row) for row in rows],
-            str(page.next_cursor) if page.next_cursor is not None else None,
-        )
-
-    async def _learn_parents(self, page: Page[RunRow]) -> None:
-        missing = {r.parent for r in page.rows if r.parent} - self.parent_ids.keys()
-        for pk in missing:
-            found = await self.reader.runs(RunQuery(after=(pk or 0) + 1, limit=1))
-            for row in found.rows:
-                self.parent_ids[row.pk] = row.id
-
-    async def task_runs(
-        self,
-        run_id: str,
-        *,
-        state: str | Iterable[str] | None = None,
-        task: str | None = None,
-        limit: int = 200,
-        cursor: str | None = None,
-    ) -> Listing[TaskRun]:
-        """The task runs of one flow run, in the order in which they were called.
-
-        Args:
-            state: one or more state types ("failed") or names ("TimedOut"), in any case.
-            task: the name of a task.
-            limit: 1 to 10,000 of them.
-            cursor: `next_cursor` of the page before.
-
-        Raises:
-            ValueError: an argument makes no sense.
-            UnknownRun: there is no such run.
-        """
-        types, names = types_and_names(state)
-        await self.written()
-        row = await self._row(run_id)
-        page = await self.reader.task_runs(
-            TaskQuery(
-                run=row.pk,
-                states=types,
-                names=names,
-                task=task,
-                after=_cursor(cursor) or 0,
-                limit=_limit(limit),
-            )
-        )
-        return Listing(
-            [TaskRun.of_row(row.id, r, self._task_value(r)) for r in page.rows],
-            str(page.next_cursor) if page.next_cursor is not None else None,
-        )
-
-    def _task_value(self, row: Any) -> Any:
-        if row.state != S.COMPLETED:
-            return None
-        kind, result, what = row.result_kind, row.result, f"task run {row.task}-{row.seq}"
-        if kind == ResultKind.JSON:
-            return self._value(kind, result, what)
-        # Files may be large and pickles run code: not before somebody wants the value.
-        return Unread(lambda: self._value(kind, result, what))
-
-    def stored_value(self, row: RunRow) -> Any:
-        """The result of a stored run; an exception where it cannot be had."""
-        if row.state != S.COMPLETED:
-            return None
-        return self._value(row.result_kind, row.result, f"the run {row.id}")
-
-    def _value(self, kind: int, data: bytes | None, what: str) -> Any:
-        try:
-            value = rows.value_of(kind, data, self.store.load_file, what)
-        except AsyncflowError as error:
-            return error
-        return rows.not_stored(what) if value is MISSING else value
-
-    async def logs(
-        self,
-        run_id: str,
-        *,
-        level: int = 0,
-        text: str = "",
-        limit: int = 1000,
-        cursor: str | None = None,
-    ) -> Listing[LogLine]:
-        """The log lines of one flow run, oldest first."""
-        live = self.live.get(run_id)
-        if live is not None:
-            await self.flush_logs(live)
-        await self.written()
-        row = await self._row(run_id)
-        page = await self.reader.logs(
-            LogQuery(
-                run=row.pk, level=level, text=text, after=_cursor(cursor) or 0, limit=_limit(limit)
-            )
-        )
-        return Listing(
-            [LogLine.of_row(row.id, line) for _, line in page.rows],
-            str(page.next_cursor) if page.next_cursor is not None else None,
-        )
-
-    async def events(
-        self,
-        run_id: str | None = None,
-        *,
-        kinds: str | Iterable[str] = (),
-        since: datetime | float | None = None,
-        newest: bool = False,
-        limit: int = 200,
-        cursor: str | None = None,
-    ) -> Listing[Event]:
-        """What happened, to one flow run or at all, oldest first.
-
-        Args:
-            kinds: only these, such as "flow-run.Failed"; "task-run.*" is all that begin so.
-            since: from then on: aware, or seconds since the epoch.
-            newest: newest first.
-        """
-        await self.written()
-        pk = None if run_id is None else (await self._row(run_id)).pk
-        query = EventQuery(
-            run=pk,
-            kinds=(kinds,) if isinstance(kinds, str) else tuple(kinds),
-            since=since.timestamp() if isinstance(since, datetime) else since,
-            after=_cursor(cursor) or 0,
-            newest=newest,
-            limit=_limit(limit),
-        )
-        page = await self.reader.events(query)
-        infos = await self.reader.run_infos(sorted({row.run for row in page.rows} - {0}))
-        return Listing(
-            [Event.of_row(infos[r.run].id if r.run in infos else "", r) for r in page.rows],
-            str(page.next_cursor) if page.next_cursor is not None else None,
-        )
-
-    async def artifacts(
-        self,
-        run_id: str,
-        *,
-        kind: str | Iterable[str] = (),
-        key: str | None = None,
-        task_run_id: str | None = None,
-        data: bool = True,
-        limit: int = 1000,
-        cursor: str | None = None,
-    ) -> Listing[Artifact]:
-        """What a flow run shows, in the order in which it was first shown.
-
-        Args:
-            kind: only "markdown", "table", "link", "image" or "progress", or several of them.
-            key: only the one with this key.
-            task_run_id: only of this task run.
-            data: whether what they hold is wanted; without, `data` is empty.
-            limit: 1 to 10,000 of them.
-            cursor: `next_cursor` of the page before.
-
-        Raises:
-            ValueError: an argument makes no sense.
-            UnknownRun: there is no such run.
-        """
-        live = self.live.get(run_id)
-        if live is not None:
-            self.shown.flush(live)
-        await self.written()
-        row = await self._row(run_id)
-        page = await self.reader.artifacts(
-            ArtifactQuery(
-                run=row.pk,
-                key=key,
-                kinds=(kind,) if isinstance(kind, str) else tuple(kind),
-                seq=None if task_run_id is None else _seq_of(row.id, task_run_id),
-                data=data,
-                after=_cursor(cursor) or 0,
-                limit=_limit(limit),
-            )
-        )
-        return Listing(
-            [Artifact.of_row(row.id, r) for r in page.rows],
-            str(page.next_cursor) if page.next_cursor is not None else None,
-        )
-
-    async def diff(self, first: str, second: str) -> RunDiff:
-        """Where two runs differ: parameters, state and task runs, matched by their inputs.
-
-        Raises:
-            UnknownRun: there is no such run.
-        """
-        from asyncflow.diff import compare
-
-        await self.written()
-        return await compare(self.reader, await self._row(first), await self._row(second))
-
     async def written(self) -> None:
         """Have what happened before this question on disk; what is there can always be read."""
         if not self._open:
-            self._check_open()
+            self.check_open()
         if self._broken is None:
             await self.journal.durable()
 
@@ -2117,7 +1323,7 @@ class Engine(Plans, Variables):
             period: seconds; makes it a rate.
             burst: lets a rate save up so many starts.
         """
-        self._check_open()
+        self.check_open()
         self.named.set(name, limit, period, burst)
         self.calls.forget_needs()
         self.executor.pump()
@@ -2137,7 +1343,7 @@ class Engine(Plans, Variables):
         await self.written()
         return await self.writer.do(lambda: self.store.drop_cached(task))
 
-    def _stored_limits(self) -> list[LimitRow] | None:
+    def stored_limits(self) -> list[LimitRow] | None:
         """On the writer: what is set for all; None where only this engine sets any."""
         return self.store.limits() if self.has_company else None
 
@@ -2146,11 +1352,11 @@ class Engine(Plans, Variables):
         if not self.has_company:
             return
         if self.writer.prefers_here():
-            self._apply_limits(self.writer.here(self.store.limits))
+            self.apply_limits(self.writer.here(self.store.limits))
         else:
-            self._apply_limits(await self.writer.do(self.store.limits))
+            self.apply_limits(await self.writer.do(self.store.limits))
 
-    def _apply_limits(self, rows: list[LimitRow] | None) -> None:
+    def apply_limits(self, rows: list[LimitRow] | None) -> None:
         """Take over what was set in the store, by whichever engine."""
         if rows is None:
             return
@@ -2194,100 +1400,6 @@ class Engine(Plans, Variables):
         from asyncflow.logs import with_prints
 
         return with_prints(function, is_async)
-
-    async def _task_hooks(self, spec: Any, call: Call, state: State[Any]) -> None:
-        if self._broken is not None:
-            return  # it has not ended: there is no record of it
-        phase = call.phase
-        if phase is S.COMPLETED and call.phase_name == SKIPPED and call.error is not None:
-            # It has failed, whatever its policy makes of that.
-            phase = S.FAILED
-            state = State(phase, "", call.message, state.timestamp, call.attempt, None, call.error)
-        if phase is S.FAILED and call.aside is not None and call.aside.told:
-            return  # they were told before its fallback was called
-        await self.hooks_at(phase, call, state)
-
-    async def hooks_at(self, phase: StateType, call: Call, state: State[Any]) -> None:
-        """Call the hooks of a task for one type of state."""
-        hooks = call.options.hooks.at(phase)
-        await self._call_hooks(hooks, call.spec.task, TaskRun.of_call(call), state, call)
-
-    async def run_hooks(self, owner: Any, item: Call | Run) -> None:
-        """Call the hooks for the state that a call or run is in."""
-        hooks = item.options.hooks.at(item.phase)
-        if isinstance(item, Run):
-            await self._call_hooks(hooks, owner, FlowRun(self, item), run_state(item))
-        else:
-            view = TaskRun.of_call(item)
-            await self._call_hooks(hooks, owner, view, Executor.state_of(item), item)
-
-    async def _call_hooks(
-        self,
-        hooks: Iterable[Callable[..., Any]],
-        owner: Any,
-        view: Any,
-        state: State[Any],
-        call: Call | None = None,
-    ) -> None:
-        """Call hooks one after another. One that fails or takes too long changes nothing.
-
-        Each has a task of its own, so that one that will not stop can be left to itself.
-
-        Args:
-            call: whose hooks they are, if they are of a task: what they log and show is its.
-        """
-        for hook in hooks:
-            name = getattr(hook, "__name__", repr(hook))
-            # What tells of a call is any worker, which may have begun for another one.
-            context = copy_context() if call is None else call.context.copy()
-            if call is not None:
-                context.run(CURRENT.set, call)
-            calling = context.run(
-                self.executor.background,
-                self._call_hook(hook, owner, view, state),
-                "asyncflow-hook",
-            )
-            # Asked for, so that asyncio does not tell of one that was left and fails later.
-            calling.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            try:
-                await asyncio.wait([calling], timeout=self._hook_timeout)
-            finally:
-                calling.cancel()
-            if not calling.done():
-                self.report(f"the hook {name} took longer than {self._hook_timeout:g} s, was left")
-            elif calling.cancelled():
-                self.report(f"the hook {name} failed: it was cancelled")
-            elif (error := calling.exception()) is not None:
-                self.report(f"the hook {name} failed: {told(error)}")
-
-    async def _call_hook(
-        self, hook: Callable[..., Any], owner: Any, view: Any, state: State[Any]
-    ) -> None:
-        try:
-            if inspect.iscoroutinefunction(hook):
-                await hook(owner, view, state)
-            else:
-                answer = await self._in_thread(hook, owner, view, state)
-                if inspect.isawaitable(answer):
-                    await answer
-        except SystemExit as error:
-            # Of a task, asyncio would let it end the whole loop.
-            raise RuntimeError(f"it raised {told(error)}") from error
-
-    async def _in_thread(self, hook: Callable[..., Any], *args: Any) -> Any:
-        waiter: asyncio.Future[Any] = self.loop.create_future()
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if not waiter.done():
-                if error is None:
-                    waiter.set_result(result)
-                elif isinstance(error, StopIteration):
-                    waiter.set_exception(RuntimeError(f"it raised {error!r}"))
-                else:
-                    waiter.set_exception(error)
-
-        self.threads.start(lambda: hook(*args), copy_context(), done)
-        return await waiter
 
     # --- recording --------------------------------------------------------------------------------
 
@@ -2401,52 +1513,8 @@ def _first_seq(run: RunRow, calls: Iterable[TaskRow], children: Iterable[RunRow]
     return min(seqs)
 
 
-def _seq_of(run_id: str, task_run_id: str) -> int:
-    """The number of a task run, by its id."""
-    start, _, number = task_run_id.rpartition("-")
-    if start != run_id or not (number.isascii() and number.isdigit() and len(number) < 11):
-        raise ValueError(f"task_run_id={task_run_id!r} is not one of the run {run_id}")
-    return int(number)
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidOption(f"{name}={value!r}: give a whole number, {least} or more")
-
-
-def _check_seconds(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
-        raise InvalidOption(f"{name}={value!r}: give seconds, 0 or more")
-
-
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return platform.node()
-
-
-def _tag_set(tags: str | Iterable[str] | None) -> frozenset[str]:
-    found = (tags,) if isinstance(tags, str) else tuple(tags or ())
-    if not all(isinstance(tag, str) and tag for tag in found):
-        raise InvalidOption(f"tags={tags!r}: give names")
-    return frozenset(found)
-
-
-def _limit(limit: int) -> int:
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 10_000:
-        raise ValueError(f"limit={limit!r}: give a number from 1 to 10,000")
-    return limit
-
-
-def _cursor(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    text = str(cursor)
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise ValueError(f"cursor={cursor!r} is not one that a listing gave")
-    return int(text)

@@ -77,7 +77,7 @@ class Flights:
         return key
 
     def _context(self, call: Call) -> CacheContext:
-        from asyncflow.engine import FlowRun
+        from asyncflow.handle import FlowRun
 
         return CacheContext(call.spec.task, call.spec.view(call), FlowRun(self._engine, call.run))
 

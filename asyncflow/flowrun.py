@@ -191,7 +191,7 @@ class Flows:
         with contextlib.suppress(StoreError):  # whoever recovers it begins it after all
             row = await engine.writer.do(lambda: engine.store.run(run_id))
             if row is not None:
-                await engine.cancel_stored(row, "cancelled by its host before it began")
+                await engine.recovery.cancel_stored(row, "cancelled by its host before it began")
 
     async def fork(
         self,
@@ -379,7 +379,7 @@ class Flows:
         engine = self._engine
         if row.state in (S.COMPLETED, S.FAILED, S.CANCELLED, S.CRASHED) or row.engine != engine.id:
             # Its tree was claimed with the root; what had ended is opened under the same owner.
-            claimed = await engine.claim(row)
+            claimed = await engine.recovery.claim(row)
             row = claimed or row
         values = flow.parameters.bind(call.args, call.kwargs)
         run = self.revive(row, flow, values, call, parent.history.fresh)
@@ -540,7 +540,7 @@ class Flows:
         run.told = None
         try:
             if run.options.hooks.on_running:
-                await engine.run_hooks(run.flow, run)
+                await engine.hooks.of(run.flow, run)
             run.value = await driving.Driven(run, self._whole(run), context)
         except BaseException as raised:
             error = raised
@@ -880,12 +880,12 @@ class Flows:
                 run.error = failed
                 extra.unrecorded = True
         if state.is_final and run.options.hooks and not extra.unrecorded:
-            await engine.run_hooks(run.flow, run)
+            await engine.hooks.of(run.flow, run)
 
     async def tell_end(self, run: Run) -> None:
         """Tell the hooks of a run that has ended without having been carried out here."""
         try:
-            await self._engine.run_hooks(run.flow, run)
+            await self._engine.hooks.of(run.flow, run)
         finally:
             self._forget(run)
 

@@ -289,3 +289,19 @@ def check_steps(what: str, name: str, value: Any) -> tuple[Any, ...]:
                 f" {getattr(hook, '__qualname__', hook)}{signature}"
             ) from None
     return hooks
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """InvalidOption: it is no whole number of at least *least*, nor None."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidOption(f"{name}={value!r}: give a whole number, {least} or more")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """InvalidOption: it is no number of seconds, nor None."""
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+        raise InvalidOption(f"{name}={value!r}: give seconds, 0 or more")

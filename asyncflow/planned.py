@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from asyncflow.automations import Automation
     from asyncflow.clock import Clock
     from asyncflow.commanding import Commands
-    from asyncflow.engine import Engine, FlowRun
+    from asyncflow.engine import Engine
     from asyncflow.flows import Flow
+    from asyncflow.handle import FlowRun
     from asyncflow.journal import Journal
     from asyncflow.masking import Masker
     from asyncflow.notifications.channels import Channel
@@ -195,8 +196,8 @@ class Plans:
         durability: str
         commands: Commands
 
-        def _check_open(self) -> None: ...
-        async def _row(self, run_id: str) -> RunRow: ...
+        def check_open(self) -> None: ...
+        async def stored_run(self, run_id: str) -> RunRow: ...
 
     async def deploy(
         self,
@@ -225,7 +226,7 @@ class Plans:
             InvalidOption, InvalidParameters: the declaration is wrong.
             StoreError: it could not be stored.
         """
-        self._check_open()
+        self.check_open()
         if isinstance(what, Deployment):
             declared = what
         else:
@@ -247,7 +248,7 @@ class Plans:
         Returns:
             The names of deployments whose code is not found.
         """
-        self._check_open()
+        self.check_open()
         self.automations_of().serve_stored()
         unknown = await self.planner().serve_stored()
         await self.commands.begin()
@@ -269,7 +270,7 @@ class Plans:
             DeploymentBusy: its `overlap` does not allow another run now.
             InvalidParameters: they do not fit.
         """
-        self._check_open()
+        self.check_open()
         return await self.planner().run_now(
             name,
             parameters,
@@ -295,7 +296,7 @@ class Plans:
         Returns:
             The number of the backfill, and how many ticks it runs.
         """
-        self._check_open()
+        self.check_open()
         row, queued, _ = await self.planner().backfill(
             name, start, end, schedule=schedule, max_concurrency=max_concurrency
         )
@@ -334,27 +335,27 @@ class Plans:
         Raises:
             UnknownDeployment, UnknownFlow: there is none, or its code is not found here.
         """
-        self._check_open()
+        self.check_open()
         return await self.planner().flow_of(name)
 
     async def pause_deployment(self, name: str, schedule: str | None = None) -> None:
         """Let a deployment, or one of its schedules, start no runs by itself."""
-        self._check_open()
+        self.check_open()
         await self.planner().pause(name, schedule, True)
 
     async def resume_deployment(self, name: str, schedule: str | None = None) -> None:
         """The opposite of `pause_deployment`. What has passed meanwhile does not run."""
-        self._check_open()
+        self.check_open()
         await self.planner().pause(name, schedule, False)
 
     async def remove_deployment(self, name: str) -> None:
         """Forget a deployment, its schedules and what became of their ticks. Its runs stay."""
-        self._check_open()
+        self.check_open()
         await self.planner().remove(name)
 
     async def deployments(self) -> list[DeploymentInfo]:
         """All deployments, by name."""
-        self._check_open()
+        self.check_open()
         return await infos(self.reader, self.clock.time())
 
     async def deployment(self, name: str) -> DeploymentInfo:
@@ -363,7 +364,7 @@ class Plans:
         Raises:
             UnknownDeployment: there is none of that name.
         """
-        self._check_open()
+        self.check_open()
         found = await infos(self.reader, self.clock.time(), name)
         if not found:
             raise UnknownDeployment(f"there is no deployment {name!r}")
@@ -379,7 +380,7 @@ class Plans:
         cursor: str | None = None,
     ) -> Listing[Tick]:
         """What became of the ticks of a deployment, newest first."""
-        self._check_open()
+        self.check_open()
         return await tick_listing(
             self.reader,
             name,
@@ -406,10 +407,10 @@ class Plans:
             payload: plain data, at most 64 KiB as JSON.
             run_id: the run that it is about.
         """
-        self._check_open()
+        self.check_open()
         pk, seq = 0, None
         if run_id is not None:
-            pk = (await self._row(run_id)).pk
+            pk = (await self.stored_run(run_id)).pk
         elif (run := current_run()) is not None and run.engine is self:
             call = current_call()
             pk, seq = run.pk, call.seq if call is not None else None
@@ -428,7 +429,7 @@ class Plans:
         Raises:
             InvalidOption, AutomationLoop: it is wrong, or would fire itself.
         """
-        self._check_open()
+        self.check_open()
         await self.automations_of().add(automation, source)
         return await self.automation(automation.name)
 
@@ -437,7 +438,7 @@ class Plans:
 
         A channel lives in the process that declares it: of it, only its name is stored.
         """
-        self._check_open()
+        self.check_open()
         self.automations_of().add_channel(channel)
 
     async def send_test(self, channel: str | Channel) -> str:
@@ -447,12 +448,12 @@ class Plans:
             UnknownChannel: none of that name was added to this engine.
             DeliveryFailed: it could not be sent.
         """
-        self._check_open()
+        self.check_open()
         return await self.automations_of().send_test(channel)
 
     async def automations(self) -> list[AutomationInfo]:
         """All automations, by name."""
-        self._check_open()
+        self.check_open()
         return await automation_infos(self.reader)
 
     async def automation(self, name: str) -> AutomationInfo:
@@ -461,7 +462,7 @@ class Plans:
         Raises:
             UnknownAutomation: there is none of that name.
         """
-        self._check_open()
+        self.check_open()
         found = await automation_infos(self.reader, name)
         if not found:
             raise UnknownAutomation(f"there is no automation {name!r}")
@@ -469,12 +470,12 @@ class Plans:
 
     async def enable_automation(self, name: str, enabled: bool = True) -> None:
         """Switch an automation on or off. What happens while it is off never fires it."""
-        self._check_open()
+        self.check_open()
         await self.automations_of().enable(name, enabled)
 
     async def remove_automation(self, name: str) -> None:
         """Forget an automation; its deliveries stay as long as others."""
-        self._check_open()
+        self.check_open()
         await self.automations_of().remove(name)
 
     async def deliveries(
@@ -487,7 +488,7 @@ class Plans:
         cursor: str | None = None,
     ) -> Listing[Delivery]:
         """What automations have to do and have done, newest first."""
-        self._check_open()
+        self.check_open()
         return await delivery_listing(
             self.reader,
             automation=automation,
@@ -505,7 +506,7 @@ class Plans:
         Args:
             since: only events from then on.
         """
-        self._check_open()
+        self.check_open()
         return await dry_run(self.reader, automation, self.clock.time(), since)
 
     def automations_of(self) -> Automations:

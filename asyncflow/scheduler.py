@@ -44,8 +44,9 @@ from asyncflow.store.planning import (
 from asyncflow.ticking import Note, Plan, plan
 
 if TYPE_CHECKING:
-    from asyncflow.engine import Engine, FlowRun
+    from asyncflow.engine import Engine
     from asyncflow.flows import Flow
+    from asyncflow.handle import FlowRun
     from asyncflow.run import Run
 
 #: Seconds between two looks at what others have changed.

@@ -114,7 +114,7 @@ class Sharing:
             self._take(limits, parts)
 
         engine.writer.submit(
-            lambda: engine.store.share(engine.id, demands, engine.is_alive, now), done
+            lambda: engine.store.share(engine.id, demands, engine.recovery.is_alive, now), done
         )
 
     def _is_of_use(self, limit: Limit) -> bool:

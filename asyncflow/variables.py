@@ -50,7 +50,7 @@ class Variables:
         clock: Clock
         masker: Masker
 
-        def _check_open(self) -> None: ...
+        def check_open(self) -> None: ...
 
     async def set_variable(self, name: str, value: Any) -> None:
         """Set a variable for all who use this store. It is on disk when this returns.
@@ -62,7 +62,7 @@ class Variables:
         Raises:
             InvalidOption: the name or the value is none, or it holds a secret of a parameter.
         """
-        self._check_open()
+        self.check_open()
         _check_name(name)
         data = encoded(name, value)
         if self.masker.holds(data):
@@ -80,19 +80,19 @@ class Variables:
         Raises:
             InvalidOption: no variable can have this name.
         """
-        self._check_open()
+        self.check_open()
         _check_name(name)
         found = await stored(self.reader, name)
         return found[0].value if found else default
 
     async def variables(self) -> list[Variable]:
         """All variables, by name."""
-        self._check_open()
+        self.check_open()
         return await stored(self.reader)
 
     async def delete_variable(self, name: str) -> bool:
         """Remove a variable; whether there was one."""
-        self._check_open()
+        self.check_open()
         _check_name(name)
         return await self.writer.do(
             lambda: self.store.plan(lambda tables: tables.delete_variable(name))

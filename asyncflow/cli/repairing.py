@@ -13,8 +13,9 @@ from asyncflow.cli.output import coloured, one_line, print_json, say
 from asyncflow.cli.params import parse_results
 from asyncflow.cli.running import begin_stored, import_from_here, must_exist
 from asyncflow.diff import RunDiff, TaskDiff, compare
-from asyncflow.engine import Engine, FlowRun, default_database
+from asyncflow.engine import Engine, default_database
 from asyncflow.errors import InvalidParameters
+from asyncflow.handle import FlowRun
 from asyncflow.states import StateType
 
 

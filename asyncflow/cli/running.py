@@ -30,8 +30,9 @@ from asyncflow.cli.output import (
     say,
 )
 from asyncflow.cli.progress import Progress
-from asyncflow.engine import Engine, FlowRun, default_database
+from asyncflow.engine import Engine, default_database
 from asyncflow.errors import StoreError, UnknownFlow
+from asyncflow.handle import FlowRun
 from asyncflow.registry import find
 from asyncflow.states import State, StateType
 from asyncflow.target import find_flow

@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, copy_context
 from itertools import count
 from typing import Any
 
@@ -55,6 +55,22 @@ class Threads:
             )
             self._threads.add(thread)
         thread.start()
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Run *function* on a thread, in a copy of this context, and give what it returns."""
+        waiter: asyncio.Future[Any] = self._loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if not waiter.done():
+                if error is None:
+                    waiter.set_result(result)
+                elif isinstance(error, StopIteration):
+                    waiter.set_exception(RuntimeError(f"it raised {error!r}"))
+                else:
+                    waiter.set_exception(error)
+
+        self.start(function, copy_context(), done)
+        return await waiter
 
     def _work(self) -> None:
         while (job := self._next()) is not None:

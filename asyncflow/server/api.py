@@ -149,9 +149,9 @@ class Api:
 
     def shown(self, row: RunRow) -> RunRow:
         """A row as it is: of a run whose process has died, what it is until it is recovered."""
-        if row.engine is None or StateType(row.state).is_final or self.engine.is_alive(row.engine):
+        if row.engine is None or StateType(row.state).is_final:
             return row
-        return as_it_is(row)
+        return row if self.engine.recovery.is_alive(row.engine) else as_it_is(row)
 
     def with_code(self) -> None:
         """Raise Problem unless user code may run here."""

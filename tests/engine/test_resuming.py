@@ -489,7 +489,7 @@ async def test_a_result_that_cannot_be_stored_is_marked_and_run_again(
 async def test_an_engine_that_watches_takes_over_what_a_dead_one_leaves(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncflow.engine.WATCH", 0.01)
+    monkeypatch.setattr("asyncflow.recovery.WATCH", 0.01)
     began = asyncio.Event()
 
     @task

@@ -295,5 +295,5 @@ async def test_a_dead_engine_on_a_store_in_memory_leaves_its_runs_to_others() ->
 
     await asyncio.to_thread(die)
     async with Engine(store) as engine:
-        assert not engine.is_alive(1)
-        assert engine.is_alive(2)
+        assert not engine.recovery.is_alive(1)
+        assert engine.recovery.is_alive(2)
