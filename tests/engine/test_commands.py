@@ -405,7 +405,7 @@ async def test_an_idle_engine_asks_the_store_no_more_for_commands(path: Path) ->
         said: list[str] = []
         store = engine.store
         store._connection.set_trace_callback(said.append)  # type: ignore[attr-defined]
-        await engine._recover()
+        await engine.recovery.recover()
         store._connection.set_trace_callback(None)  # type: ignore[attr-defined]
         assert len(said) == 2, "unfinished runs, and whether there are commands"
         version = planning.version().sql
