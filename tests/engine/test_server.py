@@ -185,7 +185,7 @@ async def test_a_run_whose_process_has_died_is_found_as_what_it_is(
         return [r["state_name"] for r in (await server.get(f"/api/runs?state={state}"))["items"]]
 
     assert await found("running") == ["Running"]
-    monkeypatch.setattr(server.engine, "is_alive", lambda _: False)
+    monkeypatch.setattr(server.engine.recovery, "is_alive", lambda _: False)
     assert await found("running") == []
     assert await found("paused") == await found("interrupted") == ["Interrupted"]
     (one,) = (await server.get(f"/api/runs?id={run.id[:13]}&full=true"))["items"]
