@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from asyncflow.errors import AsyncflowError as AsyncflowError
     from asyncflow.errors import AutomationLoop as AutomationLoop
     from asyncflow.errors import BlockingCall as BlockingCall
+    from asyncflow.errors import CommandFailed as CommandFailed
     from asyncflow.errors import ConcurrencyDeadlock as ConcurrencyDeadlock
     from asyncflow.errors import DeliveryFailed as DeliveryFailed
     from asyncflow.errors import DependencyCycle as DependencyCycle
@@ -165,7 +166,7 @@ _HOMES = {
     "asyncflow.engine": ("Engine",),
     "asyncflow.handle": ("FlowRun",),
     "asyncflow.errors": (
-        "AlreadyAnswered", "AsyncflowError", "AutomationLoop", "BlockingCall",
+        "AlreadyAnswered", "AsyncflowError", "AutomationLoop", "BlockingCall", "CommandFailed",
         "ConcurrencyDeadlock", "DeliveryFailed", "DependencyCycle", "DeploymentBusy",
         "EventTimeout", "FlowTimeout", "IllegalMove", "InvalidCacheKey", "InvalidDefinition",
         "InvalidExport", "InvalidOption", "InvalidParameters", "InvalidSignature",

@@ -448,12 +448,16 @@ class Automations(Rounds):
         match action:
             case declared.RunDeployment():
                 parameters = await self._aside(partial(self._rendered, action.parameters, row))
+                key = f"automation:{row.automation}/{row.action}:{row.key}"
+                if engine.commands.only_asks:
+                    given = {"parameters": parameters, "cause": _because(cause)}
+                    made = await engine.commands.asked(
+                        "run", given, deployment=action.name, key=key
+                    )
+                    return f"run {made}"
                 try:
                     run = await engine.planner().run_now(
-                        action.name,
-                        parameters,
-                        idempotency_key=f"automation:{row.automation}/{row.action}:{row.key}",
-                        cause=_because(cause),
+                        action.name, parameters, idempotency_key=key, cause=_because(cause)
                     )
                 except DeploymentBusy as busy:
                     return f"not run: {busy}"
@@ -462,6 +466,10 @@ class Automations(Rounds):
                 await engine.cancel(_run(row))
                 return f"cancelled {row.run}"
             case declared.ResumeRun():
+                if engine.commands.only_asks:
+                    given = {"cause": _because(cause)}
+                    made = await engine.commands.asked("resume", given, run=_run(row))
+                    return f"resumed {made}"
                 run = await engine.recovery.resume(_because(cause), _run(row))
                 return f"resumed {run.id}"
             case declared.PauseSchedule():

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from datetime import datetime
 from math import inf
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from asyncflow._version import __version__
 from asyncflow.errors import (
     AsyncflowError,
+    CommandFailed,
     InvalidOption,
     InvalidParameters,
     ServerError,
@@ -46,6 +47,8 @@ FIRST_LOOK, LAST_LOOK = 0.2, 2.0
 PATIENCE = 300.0
 #: Seconds that a stream must last for its server not to count as away.
 SOUND = 10.0
+#: Seconds for which an engine is waited for that a server without code asks for something.
+MOST_ASKED = 90.0
 #: Events in one answer, while a stream is caught up with.
 _EVENTS = 500
 #: What an answer says that none of the server's own routes gives.
@@ -94,7 +97,8 @@ class Client:
         InvalidOption: there is no URL, it makes no sense, or the token would go unencrypted.
 
     Each method raises `ServerUnreachable` or `ServerTimeout` where no answer comes, and
-    `ServerError` where it is none of ours.
+    `ServerError` where it is none of ours. What a server without code of yours has to ask an engine
+    for is waited for; `CommandFailed` says why it was not done.
     """
 
     def __init__(
@@ -532,6 +536,27 @@ class Client:
         )
         return self._pages("/deliveries", models.Delivery, query, cursor)
 
+    # --- commands ---------------------------------------------------------------------------------
+
+    def commands(
+        self, *, state: str | Iterable[str] = (), limit: int = 50, cursor: str | None = None
+    ) -> Pages[models.Command]:
+        """What the server has asked of engines that have the code for it, newest first.
+
+        Args:
+            state: only "WAITING", "TAKEN", "DONE", "FAILED" or "EXPIRED".
+        """
+        query = _asked(models.CommandQuery, state=_some(state), limit=limit)
+        return self._pages("/commands", models.Command, query, cursor)
+
+    async def command(self, command_id: str) -> models.Command:
+        """One of them.
+
+        Raises:
+            ServerError: there is none of this id (404).
+        """
+        return await self._get(_at("commands", command_id), models.Command)
+
     # --- limits and variables ---------------------------------------------------------------------
 
     async def limits(self) -> list[models.LimitInfo]:
@@ -725,11 +750,13 @@ class Client:
 
     async def _asked(self, method: str, path: str, model: type[M], **how: Any) -> M:
         try:
-            _, found = await self._transport.ask(method, path, **how)
+            status, found = await self._transport.ask(method, path, **how)
         except ServerError as error:
             if error.status in _NO_SUCH_PATH and path != "/health":
                 await self._check_version(error)
             raise
+        if status == 202:
+            return await self._when_done(path, model, found)
         try:
             return model.model_validate(found)
         except ValidationError as error:
@@ -740,6 +767,32 @@ class Client:
             misfit = self._misfit(f"an answer that is not understood ({where}: {first['msg']})")
             await self._check_version(misfit)
             raise misfit from None
+
+    async def _when_done(self, path: str, model: type[M], found: Any) -> M:
+        """What is only asked for, by a server without the code: what it would have answered.
+
+        Raises:
+            CommandFailed: it was not done.
+            ServerTimeout: it is not known yet what came of it.
+        """
+        try:
+            command = models.Asked.model_validate(found).command
+        except ValidationError:
+            raise self._misfit("an answer that is not understood") from None
+
+        async def look() -> models.Command | None:
+            one = await self.command(command.id)
+            return one if one.ended_at is not None or one.state == "EXPIRED" else None
+
+        what = f"the server has asked for it ({command.kind}), and nothing has come of it"
+        done = await self._until(look, MOST_ASKED, what)
+        if done.state != "DONE":
+            raise CommandFailed(done.detail)
+        if model is not models.Done:
+            return await self._get(path, model)
+        run = await self.run(done.made_run_id) if done.made_run_id is not None else None
+        made: Any = models.Done(run=run, detail=done.detail)
+        return cast("M", made)
 
     def _misfit(self, what: str) -> ServerError:
         return ServerError(0, "Not understood", f"what answers at {self.url} gives {what}")

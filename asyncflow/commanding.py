@@ -19,6 +19,7 @@ from asyncflow import commands
 from asyncflow.errors import (
     AlreadyAnswered,
     AsyncflowError,
+    CommandFailed,
     RunNotResumable,
     RunTaken,
     StoreClosed,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Commands that one engine carries out at once.
 AT_ONCE = 10
+#: Seconds between two looks at what has become of a command.
+LOOK = 0.5
 #: Seconds after the time of a command is over until that is written.
 AFTER = 0.2
 #: Seconds that commands which are being carried out have when an engine is closed.
@@ -61,6 +64,8 @@ class Commands(Rounds):
         super().__init__(engine, "commands", 1.0)
         #: Whether this engine may take commands: not one that is about to end with its runs.
         self.allowed = True
+        #: Whether no code of the user may be imported here: others are asked for what needs it.
+        self.only_asks = False
         self._taker = False
         self._wanted = False
         self._passed: set[str] = set()  # what cannot be done here
@@ -108,6 +113,33 @@ class Commands(Rounds):
         if made is not None and made.ended_at is None:
             self._sweep_in(commands.PATIENCE + AFTER)
         return made
+
+    async def asked(
+        self,
+        kind: str,
+        arguments: dict[str, Any],
+        *,
+        run: str | None = None,
+        deployment: str | None = None,
+        key: str | None = None,
+    ) -> str | None:
+        """`ask`, and wait for the end: the id of the run that was made, or goes on.
+
+        Raises:
+            CommandFailed: it was not done.
+        """
+        row = await self.ask(kind, arguments, run=run, deployment=deployment, key=key)
+        if row is None:
+            raise CommandFailed(f"no engine that is open takes commands ({kind})")
+        while row.ended_at is None:
+            await asyncio.sleep(LOOK)
+            rows = await self._engine.reader.planned(planning.commands(row.id))
+            if not rows:
+                raise CommandFailed(f"the command ({kind}) was removed")
+            row = commands.shown(rows[0], self._engine.clock.time())
+        if row.state != commands.CommandState.DONE:
+            raise CommandFailed(row.detail)
+        return row.made
 
     def _sweep_in(self, seconds: float) -> None:
         if self._over is None and self._engine.usable_still:
@@ -321,12 +353,20 @@ class Commands(Rounds):
                 return (await engine.rerun(run_id, parameters, idempotency_key=key)).id
             case "fork":
                 run = await engine.fork(
-                    run_id, given.get("from_task"), parameters, idempotency_key=key
+                    run_id,
+                    given.get("from_task"),
+                    parameters,
+                    given.get("results"),
+                    idempotency_key=key,
                 )
                 return run.id
             case "run":
-                run = await engine.run_deployment(
-                    name, parameters, run_name=given.get("name"), idempotency_key=key
+                run = await engine.planner().run_now(
+                    name,
+                    parameters,
+                    run_name=given.get("name"),
+                    idempotency_key=key,
+                    cause=given.get("cause"),
                 )
                 return run.id
             case "resume" | "answer":
@@ -338,7 +378,7 @@ class Commands(Rounds):
                 if row.kind == "answer":
                     await self._answer(row, given)
                 else:
-                    await self._resume(row, stored, given.get("expected_state"))
+                    await self._resume(row, stored, given)
                 return run_id
             case "deploy":
                 await engine.deploy(_deployment(name, given), source="api")
@@ -359,12 +399,13 @@ class Commands(Rounds):
             if row.taken < 2:
                 raise  # else by the engine that took it before us
 
-    async def _resume(self, row: CommandRow, stored: RunRow, expected: str | None) -> None:
+    async def _resume(self, row: CommandRow, stored: RunRow, given: dict[str, Any]) -> None:
+        expected = given.get("expected_state")
         is_ = self._engine.as_it_is(stored)
         if row.taken < 2 and expected is not None and expected not in (is_.state, is_.state_name):
             raise RunNotResumable(f"the run is {is_.state_name} by now, not {expected}")
         try:
-            await self._engine.resume(stored.id)
+            await self._engine.resume_because(given.get("cause"), stored.id)
         except (AlreadyAnswered, RunTaken):
             if row.taken < 2:
                 raise  # else it goes on, by whomever

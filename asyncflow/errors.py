@@ -244,6 +244,10 @@ class TemplateError(AsyncflowError, ValueError):
     """A template of a message is wrong, fails, reaches for what it must not, or does not end."""
 
 
+class CommandFailed(AsyncflowError, RuntimeError):
+    """What another engine was asked for was not done; it says why."""
+
+
 class DeliveryFailed(AsyncflowError, OSError):
     """A message could not be sent.
 

@@ -294,6 +294,11 @@ def masked(data: bytes) -> dict[str, Any]:
     return {k: v.get("shown", MASK) if _is_hidden(v) else v for k, v in shown.items()}
 
 
+def hidden_in(data: bytes) -> set[str]:
+    """The names of stored parameters that are, or hold, secrets."""
+    return {name for name, value in json.loads(data or b"{}").items() if _is_hidden(value)}
+
+
 def _is_hidden(stored: Any) -> bool:
     """Whether a stored parameter stands for one that is not stored."""
     return isinstance(stored, dict) and stored.get("$") == "secret"

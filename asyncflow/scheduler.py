@@ -535,6 +535,11 @@ class Scheduler(Rounds):
             InvalidParameters: they do not fit.
         """
         engine = self._engine
+        if idempotency_key is not None:
+            # Before anything else, as the run that has it may itself be in the way of another.
+            known = await engine.find_by_key(idempotency_key)
+            if known is not None:
+                return known
         served = await self._find(name)
         run, row, state = self._prepare(
             served,

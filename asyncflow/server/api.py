@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from asyncflow import __version__, codec
 from asyncflow.automations import automation_from_dict
-from asyncflow.configfile import schedule_from_table
+from asyncflow.configfile import schedules_from_json
 from asyncflow.deployments import Deployment
 from asyncflow.errors import (
     AlreadyAnswered,
@@ -39,6 +39,13 @@ from asyncflow.parameters import masked
 from asyncflow.planned import automation_infos, delivery_listing, infos, tick_listing
 from asyncflow.registry import declared
 from asyncflow.server import models
+from asyncflow.server.asking import (
+    Accepted,
+    ask,
+    command_json,
+    refuse_secrets,
+    refuse_secrets_of,
+)
 from asyncflow.server.markdown import safe_html
 from asyncflow.server.security import MOST_BODY, Problem
 from asyncflow.states import StateType, default_name
@@ -92,6 +99,7 @@ class Route:
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     public: bool = False
+    asks: bool = False  #: it may be that it is only asked for
 
 
 ROUTES: list[Route] = []
@@ -105,12 +113,14 @@ def route(
     query: type[BaseModel] | None = None,
     body: type[BaseModel] | None = None,
     public: bool = False,
+    asks: bool = False,
 ) -> Callable[[Handle], Handle]:
     """Declare a route; the first line of the handler's docstring says what it is for."""
 
     def declare(handle: Handle) -> Handle:
         about = inspect.getdoc(handle) or ""
-        ROUTES.append(Route(method, f"/api{path}", handle, gives, about, query, body, public))
+        made = Route(method, f"/api{path}", handle, gives, about, query, body, public, asks)
+        ROUTES.append(made)
         return handle
 
     return declare
@@ -123,7 +133,7 @@ class Api:
     Attributes:
         engine: whose store is shown.
         embedded: whether runs may be carried out in this process, because their code is at home
-            in it. Else nothing that needs user code is done here.
+            in it. Else what needs user code is asked of engines that have it.
     """
 
     engine: Engine
@@ -152,15 +162,6 @@ class Api:
         if row.engine is None or StateType(row.state).is_final:
             return row
         return row if self.engine.recovery.is_alive(row.engine) else as_it_is(row)
-
-    def with_code(self) -> None:
-        """Raise Problem unless user code may run here."""
-        if not self.embedded:
-            raise Problem(
-                409,
-                "this server runs no flows, so that no code of yours is in it: use the command"
-                " line, or the dashboard of an engine that runs them (engine.serve_dashboard)",
-            )
 
 
 def answer_of(error: Exception) -> Problem:
@@ -738,32 +739,38 @@ async def cancel_run(api: Api, run_id: str, body: models.Expected) -> dict[str, 
     return await _done(api, row.id, "it is being cancelled")
 
 
-@route("POST", "/runs/{run_id}/resume", models.Done, body=models.Expected)
+@route("POST", "/runs/{run_id}/resume", models.Done, body=models.Expected, asks=True)
 async def resume_run(api: Api, run_id: str, body: models.Expected) -> dict[str, Any]:
     """Go on with a run."""
     row = await api.row(run_id)
     _expect(row, body.expected_state)
-    api.with_code()
+    if not api.embedded:
+        given = {"expected_state": body.expected_state, "state_at": row.state_at}
+        # Asked for twice while it is as it is, it is the same.
+        key = f"resume:{row.id}:{row.epoch}:{row.state_at!r}"
+        return await ask(api.engine, "resume", given, run=row.id, key=key)
     await api.engine.resume(row.id)
     return await _done(api, row.id, "it goes on")
 
 
-@route("POST", "/runs/{run_id}/rerun", models.Done, body=models.Rerun)
+@route("POST", "/runs/{run_id}/rerun", models.Done, body=models.Rerun, asks=True)
 async def rerun_run(api: Api, run_id: str, body: models.Rerun) -> dict[str, Any]:
     """Run the flow of a run again, under a new id."""
     row = await api.row(run_id)
-    api.with_code()
+    if not api.embedded:
+        return await _ask_again(api, "rerun", row, body)
     run = await api.engine.rerun(
         row.id, parameters=body.parameters, idempotency_key=body.idempotency_key
     )
     return await _done(api, run.id, "it runs again under a new id")
 
 
-@route("POST", "/runs/{run_id}/fork", models.Done, body=models.Fork)
+@route("POST", "/runs/{run_id}/fork", models.Done, body=models.Fork, asks=True)
 async def fork_run(api: Api, run_id: str, body: models.Fork) -> dict[str, Any]:
     """Run a run again under a new id, with what it has recorded."""
     row = await api.row(run_id)
-    api.with_code()
+    if not api.embedded:
+        return await _ask_again(api, "fork", row, body)
     run = await api.engine.fork(
         row.id,
         from_task=body.from_task,
@@ -774,12 +781,21 @@ async def fork_run(api: Api, run_id: str, body: models.Fork) -> dict[str, Any]:
     return await _done(api, run.id, "it was forked")
 
 
-@route("POST", "/runs/{run_id}/answer", models.Done, body=models.Answer)
+async def _ask_again(
+    api: Api, kind: str, row: RunRow, body: models.Rerun | models.Fork
+) -> dict[str, Any]:
+    refuse_secrets_of(row, body.parameters)
+    given = body.model_dump(mode="json", exclude={"idempotency_key"})
+    return await ask(api.engine, kind, given, run=row.id, key=body.idempotency_key)
+
+
+@route("POST", "/runs/{run_id}/answer", models.Done, body=models.Answer, asks=True)
 async def answer_run(api: Api, run_id: str, body: models.Answer) -> dict[str, Any]:
     """Answer a run that waits for a person."""
     row = await api.row(run_id)
-    if json.loads(row.waits_for or b"{}").get("model"):
-        api.with_code()
+    if not api.embedded and json.loads(row.waits_for or b"{}").get("model"):
+        given = {"data": body.data, "state_at": row.state_at}
+        return await ask(api.engine, "answer", given, run=row.id)
     await api.engine.answer(row.id, body.data)
     return await _done(api, row.id, "it was answered")
 
@@ -798,16 +814,43 @@ async def bulk(api: Api, body: models.Bulk) -> dict[str, Any]:
     """Do the same to all runs that a filter finds, newest first."""
     rows, _ = await _runs(api, body.filter, body.limit, None)
     act = {"cancel": cancel_run, "resume": resume_run, "delete": delete_run}[body.action]
-    done, failed = 0, []
+    done, asked, failed = 0, [], []
     for row in rows:
         try:
-            await act(api, row.id, models.Expected())
-            done += 1
+            said = await act(api, row.id, models.Expected())
+            if isinstance(said, Accepted):
+                asked.append(said["command"])
+            else:
+                done += 1
         except Problem as problem:
             failed.append({"id": row.id, "detail": problem.detail})
         except AsyncflowError as error:
             failed.append({"id": row.id, "detail": str(error)[:500]})
-    return {"done": done, "failed": failed}
+    return {"done": done, "asked": asked, "failed": failed}
+
+
+@route("GET", "/commands", models.Page[models.Command], query=models.CommandQuery)
+async def list_commands(api: Api, q: models.CommandQuery) -> dict[str, Any]:
+    """What was asked of engines that have the code for it, newest first."""
+    rows = await api.reader.planned(
+        planning.commands(states=q.state, before=_number(q.cursor), limit=q.limit + 1)
+    )
+    now = api.engine.clock.time()
+    items = [command_json(row, now) for row in rows[: q.limit]]
+    cursor = str(rows[q.limit - 1].pk) if len(rows) > q.limit else None
+    fitting = [one for one in items if not q.state or one["state"] in q.state]
+    return {"items": fitting, "next_cursor": cursor}
+
+
+@route("GET", "/commands/{command_id}", models.Command)
+async def show_command(api: Api, command_id: str) -> dict[str, Any]:
+    """What has become of something that was asked for."""
+    if not _ID.fullmatch(command_id):
+        raise Problem(404, "that is no id of a command")
+    rows = await api.reader.planned(planning.commands(command_id))
+    if not rows:
+        raise Problem(404, "there is no command with this id, or it is too long ago")
+    return command_json(rows[0], api.engine.clock.time())
 
 
 def _deployment_json(one: Any, schema: dict[str, Any]) -> dict[str, Any]:
@@ -846,41 +889,32 @@ async def list_ticks(api: Api, name: str, q: models.TickQuery) -> dict[str, Any]
     return {"items": items, "next_cursor": page.next_cursor}
 
 
-@route("PUT", "/deployments/{name}", models.Deployment, body=models.DeclareDeployment)
+@route("PUT", "/deployments/{name}", models.Deployment, body=models.DeclareDeployment, asks=True)
 async def declare_deployment(api: Api, name: str, body: models.DeclareDeployment) -> dict[str, Any]:
     """Declare a deployment of a flow, or change one; what is past never runs."""
-    api.with_code()
+    schedules = schedules_from_json(body.schedules)
+    if not api.embedded:
+        given = body.model_dump(mode="json")
+        return await ask(api.engine, "deploy", given, deployment=name)
     flows = declared(body.flow)
     if len(flows) != 1:
         what = "no flow" if not flows else f"{len(flows)} flows"
         raise Problem(422, f"flow: there is {what} called {body.flow!r} where this server runs")
     options = body.model_dump(exclude={"flow", "schedules"})
-    schedules = [
-        schedule_from_table(_dates(one), f"schedule {n}") for n, one in enumerate(body.schedules, 1)
-    ]
     made = Deployment(flow=flows[0], name=name, schedules=schedules, **options)
     await api.engine.deploy(made, source="api")
     (found,) = await _deployments(api, name)
     return found
 
 
-def _dates(entry: dict[str, Any]) -> dict[str, Any]:
-    """A schedule of JSON with its points in time, which are texts there."""
-    found = dict(entry)
-    for key in ("start", "end"):
-        if isinstance(found.get(key), str):
-            try:
-                found[key] = datetime.fromisoformat(found[key])
-            except ValueError:
-                raise Problem(422, f"schedules: {key} is no date") from None
-    return found
-
-
-@route("POST", "/deployments/{name}/run", models.Done, body=models.RunDeployment)
+@route("POST", "/deployments/{name}/run", models.Done, body=models.RunDeployment, asks=True)
 async def run_deployment(api: Api, name: str, body: models.RunDeployment) -> dict[str, Any]:
     """Start a run of a deployment."""
-    await show_deployment(api, name)
-    api.with_code()
+    shown = await show_deployment(api, name)
+    if not api.embedded:
+        refuse_secrets(shown["parameter_schema"], body.parameters)
+        given = {"parameters": body.parameters, "name": body.name}
+        return await ask(api.engine, "run", given, deployment=name, key=body.idempotency_key)
     run = await api.engine.run_deployment(
         name, body.parameters, run_name=body.name, idempotency_key=body.idempotency_key
     )

@@ -17,6 +17,7 @@ from asyncflow.errors import InvalidOption, MissingExtra
 from asyncflow.failures import told
 from asyncflow.server import openapi
 from asyncflow.server.api import ROUTES, Api, Route, answer_of, taken
+from asyncflow.server.asking import Accepted
 from asyncflow.server.live import Live
 from asyncflow.server.models import Session
 from asyncflow.server.security import COOKIE, MOST_BODY, Access, Problem, guard
@@ -54,6 +55,7 @@ def make_app(engine: Engine, access: Access | None = None, *, embedded: bool) ->
     elif not isinstance(access, Access):
         raise InvalidOption(f"access={access!r}: give an asyncflow.server.security.Access")
     api = Api(engine, embedded)
+    engine.commands.only_asks = not embedded
     live = Live(api)
     public: set[Any] = {_sign_out}
     app = web.Application(middlewares=[_outermost(access, public)], client_max_size=MOST_BODY)
@@ -116,10 +118,13 @@ def _plain(value: Any) -> Any:
 
 
 def _json(value: Any) -> web.Response:
+    """An answer, in JSON."""
     text = json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False)
     # Lone surrogates, as in names of files, are spelled out.
     return web.Response(
-        body=text.encode("utf-8", "backslashreplace"), content_type="application/json"
+        status=202 if isinstance(value, Accepted) else 200,
+        body=text.encode("utf-8", "backslashreplace"),
+        content_type="application/json",
     )
 
 

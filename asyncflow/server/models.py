@@ -290,8 +290,50 @@ class Failed(BaseModel):
     detail: str
 
 
+class Command(BaseModel):
+    """What was asked of an engine that has the code for it.
+
+    Its state is WAITING until an engine takes it, or EXPIRED when none did in time; then it was not
+    done, and is not any more.
+    """
+
+    id: str
+    kind: str
+    #: What it is about: a run, or a deployment.
+    run_id: str | None
+    deployment: str | None
+    arguments: dict[str, Any]
+    state: Literal["WAITING", "TAKEN", "DONE", "FAILED", "EXPIRED"]
+    #: What came of it, or why it was not done.
+    detail: str
+    #: The run that it made, or that goes on.
+    made_run_id: str | None
+    #: The engine that took it last, and how often it was taken.
+    engine: int | None
+    taken: int
+    asked_by: str
+    asked_at: datetime
+    expires_at: datetime
+    taken_at: datetime | None
+    ended_at: datetime | None
+
+
+class Asked(BaseModel):
+    """What was asked for: follow it at /api/commands/ID."""
+
+    command: Command
+
+
+class CommandQuery(Given):
+    state: list[Literal["WAITING", "TAKEN", "DONE", "FAILED", "EXPIRED"]] = []
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
 class BulkDone(BaseModel):
     done: int
+    #: What was asked of other processes.
+    asked: list[Command]
     failed: list[Failed]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from asyncflow import __version__
+from asyncflow.server import models
 from asyncflow.server.api import ROUTES, Route
 
 
@@ -53,10 +54,10 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
         for name in re.findall(r"{(\w+)}", route.path)
     ]
     if route.query is not None:
-        made = _schema(route.query, schemas, "validation")
+        asked = _schema(route.query, schemas, "validation")
         parameters += [
             {"name": name, "in": "query", "required": False, "schema": schema}
-            for name, schema in made["properties"].items()
+            for name, schema in asked["properties"].items()
         ]
     if route.method not in ("GET", "HEAD"):
         parameters.append(
@@ -68,7 +69,7 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
             }
         )
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    made = {
+    made: dict[str, Any] = {
         "operationId": route.handle.__name__,
         "summary": route.about.partition("\n")[0],
         "parameters": parameters,
@@ -82,6 +83,13 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
             "default": {"description": "what is wrong", "content": problem},
         },
     }
+    if route.asks:
+        made["responses"]["202"] = {
+            "description": "asked of an engine that has the code",
+            "content": {
+                "application/json": {"schema": _schema(models.Asked, schemas, "serialization")}
+            },
+        }
     if route.body is not None:
         made["requestBody"] = {
             "required": False,

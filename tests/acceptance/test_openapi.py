@@ -31,11 +31,16 @@ async def asked(n: int = 2) -> list[int]:
 @pytest.mark.skipif(
     importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed"
 )
-async def test_no_question_breaks_the_api_or_its_document(path: Path, tmp_path: Path) -> None:
-    async with Engine(path) as engine:
-        await (await engine.submit(asked)).wait()
-        await engine.deploy(asked, "dep", cron="0 3 * * *", overlap="allow")
-        runner, url = await serve_app(engine, "127.0.0.1", 0, None, embedded=True)
+@pytest.mark.parametrize("embedded", [True, False], ids=["with code", "without code"])
+async def test_no_question_breaks_the_api_or_its_document(
+    embedded: bool, path: Path, tmp_path: Path
+) -> None:
+    async with Engine(path) as runs, Engine(path) as other:
+        engine = runs if embedded else other
+        await (await runs.submit(asked)).wait()
+        await runs.deploy(asked, "dep", cron="0 3 * * *", overlap="allow")
+        await runs.recover()
+        runner, url = await serve_app(engine, "127.0.0.1", 0, None, embedded=embedded)
         base, _, token = url.partition("/#token=")
         asking = await asyncio.create_subprocess_exec(
             *[sys.executable, "-m", "schemathesis.cli", "run", f"{base}/api/openapi.json"],

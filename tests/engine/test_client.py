@@ -840,12 +840,14 @@ async def test_there_is_a_method_for_every_route() -> None:
             client.remove_deployment("n"), client.automations(), client.automation("n"),
             client.declare_automation("n", **spec), client.enable_automation("n"),
             client.enable_automation("n", False), client.remove_automation("n"),
-            client.deliveries(), client.events(), client.limits(), client.set_limit("n", 1),
+            client.deliveries(), client.commands(), client.command(a), client.events(),
+            client.limits(), client.set_limit("n", 1),
             client.lift_limit("n"), client.variables(), client.variable("n"),
             client.set_variable("n", 1), client.delete_variable("n"),
         ):  # fmt: skip
             with contextlib.suppress(ServerError):
                 await ask
     asked.discard(("GET", "/api/me"))
-    named = {(r.method, r.path.format(run_id=NOBODY, seq=1, name="n")) for r in ROUTES}
+    ids = {"run_id": NOBODY, "command_id": NOBODY}
+    named = {(r.method, r.path.format(**ids, seq=1, name="n")) for r in ROUTES}
     assert asked == named

@@ -302,6 +302,19 @@ def test_a_run_by_hand_obeys_the_overlap_policy() -> None:
     virtually(main())
 
 
+@pytest.mark.parametrize("overlap", ["skip", "cancel_running"])
+def test_a_run_by_hand_that_is_going_on_is_what_the_same_key_gives(overlap: Any) -> None:
+    async def main() -> None:
+        async with testing.engine() as engine:
+            await engine.deploy(note, "by hand", parameters={"seconds": 5}, overlap=overlap)
+            run = await engine.run_deployment("by hand", idempotency_key="k")
+            again = await engine.run_deployment("by hand", idempotency_key="k")
+            assert again.id == run.id
+            assert await run == "x", "nothing was cancelled for it"
+
+    virtually(main())
+
+
 def test_jitter_spreads_runs_and_leaves_their_planned_time() -> None:
     async def main() -> None:
         async with testing.engine() as engine:

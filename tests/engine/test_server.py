@@ -219,7 +219,7 @@ async def test_runs_are_resumed_cancelled_forked_and_removed(server: Server) -> 
     done = await server.ask(
         "POST", "/api/runs/bulk", json={"action": "delete", "filter": {"state": ["COMPLETED"]}}
     )
-    assert done == {"done": 2, "failed": []}
+    assert done == {"done": 2, "asked": [], "failed": []}
 
 
 async def test_deployments_are_run_from_their_schema(server: Server) -> None:
@@ -347,7 +347,9 @@ async def test_metrics_are_served_as_prometheus_reads_them(server: Server) -> No
 def every_route() -> list[tuple[str, str]]:
     fake = "00000000-0000-7000-8000-000000000000"
     paths = [
-        (r.method, r.path.format(run_id=fake, seq=1, name="n")) for r in ROUTES if not r.public
+        (r.method, r.path.format(run_id=fake, command_id=fake, seq=1, name="n"))
+        for r in ROUTES
+        if not r.public
     ]
     return [*paths, ("GET", "/api/me"), ("GET", "/api/openapi.json"), ("GET", "/api/stream"),
             ("GET", "/metrics"), ("GET", "/api/none"), ("POST", "/api/health")]  # fmt: skip
