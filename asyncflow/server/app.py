@@ -48,14 +48,15 @@ def make_app(engine: Engine, access: Access | None = None, *, embedded: bool) ->
 
     Args:
         access: who may ask; by default whoever has the token that is made.
-        embedded: whether the engine runs flows in this process.
+        embedded: whether the engine runs flows in this process; one that does not must be open.
     """
     if access is None:
         access = Access()
     elif not isinstance(access, Access):
         raise InvalidOption(f"access={access!r}: give an asyncflow.server.security.Access")
     api = Api(engine, embedded)
-    engine.commands.only_asks = not embedded
+    if not embedded:
+        engine.commands.only_asks = True
     live = Live(api)
     public: set[Any] = {_sign_out}
     app = web.Application(middlewares=[_outermost(access, public)], client_max_size=MOST_BODY)
