@@ -405,7 +405,7 @@ class Commands(Rounds):
         if row.taken < 2 and expected is not None and expected not in (is_.state, is_.state_name):
             raise RunNotResumable(f"the run is {is_.state_name} by now, not {expected}")
         try:
-            await self._engine.resume_because(given.get("cause"), stored.id)
+            await self._engine.recovery.resume(given.get("cause"), stored.id)
         except (AlreadyAnswered, RunTaken):
             if row.taken < 2:
                 raise  # else it goes on, by whomever
