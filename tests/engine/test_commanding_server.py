@@ -57,7 +57,7 @@ async def asks() -> bool:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     FAIL.clear()
-    monkeypatch.setattr("asyncflow.engine.WATCH", 0.02)
+    monkeypatch.setattr("asyncflow.recovery.WATCH", 0.02)
     monkeypatch.setattr("asyncflow.scheduler.LOOK", 0.02)
     monkeypatch.setattr("asyncflow.commanding.LOOK", 0.02)
 
