@@ -145,18 +145,30 @@ const toasts = h("div.toasts", { role: "status", "aria-live": "polite" });
 
 export const toastBox = () => toasts;
 
+/**
+ * Say something in the corner.
+ * @param {any} text what `h` takes
+ * @param {string} kind "bad" for errors; "lasting" for what leads somewhere; "waiting" stays until
+ *   it is removed, or closed
+ */
 export function toast(text, kind = "") {
   const shut = () => made.remove();
+  const line = h("p", null, text);
   const made = h(
     "div.toast",
     { class: kind, role: kind === "bad" ? "alert" : null },
-    kind === "bad" ? icon("warn") : icon("COMPLETED"),
-    h("p", null, text),
+    icon({ bad: "warn", waiting: "SCHEDULED" }[kind] ?? "COMPLETED"),
+    line,
     iconButton("close", "Close", shut),
   );
+  made.say = (other) => {
+    if (line.textContent !== other) fill(line, other);
+  };
   toasts.append(made);
-  while (toasts.children.length > 4) toasts.firstElementChild.remove();
-  setTimeout(shut, kind === "bad" ? 12_000 : 5_000);
+  const passing = [...toasts.children].filter((one) => !one.classList.contains("waiting"));
+  for (const old of passing.slice(0, -4)) old.remove();
+  if (kind !== "waiting") setTimeout(shut, kind ? 12_000 : 5_000);
+  return made;
 }
 
 /** Tell an error; what was only interrupted is none. */

@@ -1,10 +1,11 @@
 // Deployments: what runs by itself, when it does next, and what became of each tick.
 
 import { get, items, mayAct, part, post, remove, session } from "../api.js";
+import { tellEnd } from "../asked.js";
 import { fill, h, icon, keyed } from "../dom.js";
 import { exactly, number, words } from "../format.js";
 import { form } from "../schema.js";
-import { at, attempt, badge, button, card, confirm, dialog, empty, facts, field, json, pager, runLink, table, tags, toast, took, when } from "../parts.js";
+import { at, attempt, badge, button, card, confirm, dialog, empty, facts, field, json, pager, runLink, table, tags, took, when } from "../parts.js";
 
 const flag = (text, kind = "") => h("span.flag", { class: kind }, text);
 
@@ -58,7 +59,7 @@ function runButton(one, kind = "primary") {
   return button("Run…", () => runNow(one), {
     kind,
     "aria-label": `Run ${one.name}`,
-    ...(session.embedded ? {} : { disabled: true, title: "This server runs no flows: use the command line" }),
+    title: session.embedded ? null : "An engine that serves it does it: asyncflow serve, or your service",
   });
 }
 
@@ -80,8 +81,7 @@ export function runNow(one) {
       const body = { parameters, idempotency_key: `dashboard-${key}` };
       if (name.value.trim()) body.name = name.value.trim();
       const said = await post(`deployments/${part(one.name)}/run`, body);
-      toast("It has begun.");
-      if (said?.run) location.hash = at(`runs/${part(said.run.id)}`);
+      tellEnd(said, "It has begun.", { go: true });
       return true;
     },
   });

@@ -1,6 +1,7 @@
 // One run: what it is, when its task runs ran, how they hang together, its logs and artifacts.
 
 import { get, mayAct, part, post, session } from "../api.js";
+import { tellEnd } from "../asked.js";
 import { fill, h, icon, keyed } from "../dom.js";
 import { FINAL, bytes, number, pretty, shortTime } from "../format.js";
 import { graph } from "../graph.js";
@@ -128,11 +129,13 @@ const saysSame = (message, error) =>
 
 function actions(run, loader) {
   const final = FINAL.has(run.state);
-  const noCode = session.embedded
-    ? {}
-    : { disabled: true, title: "This server runs no flows: use the command line" };
-  const act = (name, done) => async () => {
-    await attempt(() => post(`runs/${part(run.id)}/${name}`, { expected_state: run.state }), done);
+  const code = session.embedded ? {} : { title: "An engine that has its code does it: asyncflow serve, or your service" };
+  const act = (name, done) => async (event) => {
+    const pressed = event?.currentTarget;
+    if (pressed) pressed.disabled = true;
+    const said = await attempt(() => post(`runs/${part(run.id)}/${name}`, { expected_state: run.state }));
+    if (said) await tellEnd(said, done);
+    if (pressed) pressed.disabled = false;
     loader.now();
   };
   return [
@@ -145,10 +148,10 @@ function actions(run, loader) {
         return true;
       })),
     ["FAILED", "CRASHED", "CANCELLED", "PAUSED"].includes(run.state)
-      ? button("Resume", act("resume", "It goes on."), { kind: run.state_name === "Paused" ? "" : "primary", ...noCode })
+      ? button("Resume", act("resume", "It goes on."), { kind: run.state_name === "Paused" ? "" : "primary", ...code })
       : null,
-    button("Run again…", () => again(run, "rerun"), noCode),
-    button("Fork…", () => again(run, "fork"), noCode),
+    button("Run again…", () => again(run, "rerun"), code),
+    button("Fork…", () => again(run, "fork"), code),
     final
       ? button("Delete", () =>
           confirm("Delete this run?", "It goes with its task runs, logs and artifacts. This cannot be undone.", "Delete the run", async () => {
@@ -174,9 +177,8 @@ function answer(run, loader) {
         labelled.complain(error.message);
         return false;
       }
-      await post(`runs/${part(run.id)}/answer`, { data });
-      toast("It was answered.");
-      loader.now();
+      const said = await post(`runs/${part(run.id)}/answer`, { data });
+      tellEnd(said, "It was answered.").then(loader.now);
       return true;
     },
   });
@@ -216,8 +218,7 @@ function again(run, how) {
       const body = { parameters: Object.keys(changed).length ? changed : null };
       if (how === "fork" && from.value) body.from_task = from.value;
       const said = await post(`runs/${part(run.id)}/${how}`, body);
-      toast(how === "fork" ? "It was forked." : "It runs again.");
-      if (said?.run) location.hash = at(`runs/${part(said.run.id)}`);
+      tellEnd(said, how === "fork" ? "It was forked." : "It runs again.", { go: true });
       return true;
     },
   });

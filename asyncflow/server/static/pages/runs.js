@@ -1,6 +1,7 @@
 // All runs: filters in the address, pages by cursor, the same done to many.
 
-import { get, items, mayAct, part, post, session } from "../api.js";
+import { get, items, mayAct, part, post } from "../api.js";
+import { tellEnds } from "../asked.js";
 import { fill, h, icon, keyed } from "../dom.js";
 import { FINAL, STATES, number, words } from "../format.js";
 import { at, badge, button, complain, confirm, empty, iconButton, pager, runLink, table, tags, toast, took, when } from "../parts.js";
@@ -175,7 +176,7 @@ export function runs(context) {
     const list = [...chosen.values()];
     const act = (name, able) =>
       button(words(name), () => ask(name, list.filter(able)), {
-        disabled: !list.some(able) || (name === "resume" && !session.embedded),
+        disabled: !list.some(able),
         kind: name === "delete" ? "small danger-text" : "small",
       });
     fill(
@@ -200,18 +201,20 @@ export function runs(context) {
     const many = `${number(list.length)} ${list.length === 1 ? "run" : "runs"}`;
     confirm(`${words(name)} ${many}?`, SAID[name], `${words(name)} ${many}`, async () => {
       const failed = [];
+      const asked = [];
       const waiting = [...list];
       const worker = async () => {
         for (let run = waiting.shift(); run; run = waiting.shift()) {
           try {
-            await post(`runs/${part(run.id)}/${name}`, { expected_state: run.state });
+            const said = await post(`runs/${part(run.id)}/${name}`, { expected_state: run.state });
+            if (said?.command) asked.push(said.command);
           } catch (error) {
             failed.push(`${run.name}: ${error.message}`);
           }
         }
       };
       await Promise.all([worker(), worker(), worker(), worker()]);
-      tell(list.length - failed.length, failed, name);
+      tell(name, list.length - failed.length - asked.length, failed, asked);
       return true;
     });
   }
@@ -224,16 +227,24 @@ export function runs(context) {
       async () => {
         const sent = Object.fromEntries(Object.entries(filter()).filter(([, value]) => value !== null && value !== "" && value.length !== 0));
         const said = await post("runs/bulk", { action: name, filter: sent, limit: 500 });
-        tell(said.done, said.failed.map((one) => one.detail), name);
+        tell(name, said.done, said.failed.map((one) => one.detail), said.asked ?? []);
         return true;
       },
     );
   }
 
-  function tell(done, failed, name) {
-    toast(`${words(name)}: ${number(done)} done${failed.length ? `, ${number(failed.length)} not: ${failed[0]}` : ""}.`, failed.length ? "bad" : "");
+  function tell(name, done, failed, asked) {
     chosen.clear();
     loader.now();
+    if (!asked.length) say(name, done, failed);
+    else tellEnds(asked, (more, others) => {
+      say(name, done + more, [...failed, ...others]);
+      loader.soon();
+    });
+  }
+
+  function say(name, done, failed) {
+    toast(`${words(name)}: ${number(done)} done${failed.length ? `, ${number(failed.length)} not: ${failed[0]}` : ""}.`, failed.length ? "bad" : "");
   }
 
   showFilters();
