@@ -36,6 +36,7 @@ OTHER = "other"
 #: Seconds between two looks at how late the loop is.
 BEAT = 0.5
 
+_FINAL = tuple(type_.value for type_ in StateType if type_.is_final)
 WAITS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0)
 COMMITS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 LAGS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -72,6 +73,13 @@ class Histogram:
             below += count
             told.append(("+Inf" if bound == float("inf") else repr(bound), float(below)))
         return told
+
+
+def states_of(counts: dict[str, dict[str, int]], flow: str) -> dict[str, int]:
+    """How many runs of a flow have ended, by state: of each, so that the first one shows as one."""
+    if flow not in counts and len(counts) >= MOST:
+        flow = OTHER
+    return counts.setdefault(flow, dict.fromkeys(_FINAL, 0))
 
 
 class OfTask:
@@ -198,13 +206,7 @@ class Metrics:
 
     def run_ended(self, run: Run, state: StateType) -> None:
         """A flow run has ended."""
-        name = run.flow_name
-        states = self._runs.get(name)
-        if states is None:
-            if len(self._runs) >= MOST:
-                name = OTHER
-            states = self._runs.setdefault(name, {})
-        states[state.value] = states.get(state.value, 0) + 1
+        states_of(self._runs, run.flow_name)[state.value] += 1
 
     def blocked(self, flow: str, task: str) -> None:
         """Code of a task (of a flow itself: "") kept the loop from turning."""
@@ -281,6 +283,8 @@ class Metrics:
 
         # Copied first: another thread may ask while the loop goes on counting.
         tasks = [([flow, task], of) for (flow, task), of in list(self._tasks.items())]
+        for run in list(self._engine.live.values()):
+            states_of(self._runs, run.flow_name)
         runs = list(self._runs.items())
         both = ["flow", "task"]
         yield counted(

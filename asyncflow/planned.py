@@ -590,6 +590,29 @@ async def infos(reader: Any, now: float, name: str | None = None) -> list[Deploy
     return found
 
 
+async def lateness(reader: Any, now: float) -> list[float]:
+    """For how many seconds each schedule is late whose tick nobody has dealt with."""
+    rows: list[DeploymentRow] = await reader.planned(planning.deployments())
+    owners = {row.id: row for row in rows}
+    schedules: list[ScheduleRow] = await reader.planned(planning.schedules()) if rows else []
+    found = (
+        _late_since(one, owners[one.deployment], now)
+        for one in schedules
+        if one.deployment in owners
+    )
+    return [now - tick for tick in found if tick is not None]
+
+
+def _late_since(row: ScheduleRow, owner: DeploymentRow, now: float) -> float | None:
+    """The first tick that nobody has dealt with though its time is over."""
+    if row.paused or owner.paused:
+        return None
+    declared = DeploymentSchedule.from_json(row.name, json.loads(row.spec))
+    timing = declared.timing(f"{owner.name}/{row.name}")
+    due = next(iter(upcoming(timing, row.position, 1)), None)
+    return due[0] if due is not None and due[1] < now - _LATE else None
+
+
 def _info(
     row: DeploymentRow, schedules: list[ScheduleRow], counts: dict[str, int], now: float
 ) -> DeploymentInfo:
@@ -618,12 +641,8 @@ def _schedule_info(row: ScheduleRow, owner: DeploymentRow, now: float) -> Schedu
     spec = json.loads(row.spec)
     declared = DeploymentSchedule.from_json(row.name, spec)
     next_at: list[datetime] = []
-    late: datetime | None = None
     if not (row.paused or owner.paused):
         timing = declared.timing(f"{owner.name}/{row.name}")
-        due = next(iter(upcoming(timing, row.position, 1)), None)
-        if due is not None and due[1] < now - _LATE:
-            late = moment(due[0])
         next_at = [t for at, _ in upcoming(timing, now, 3) if (t := moment(at)) is not None]
     return ScheduleInfo(
         name=row.name,
@@ -632,7 +651,7 @@ def _schedule_info(row: ScheduleRow, owner: DeploymentRow, now: float) -> Schedu
         paused=row.paused,
         reason=row.reason,
         next_at=next_at,
-        late_since=late,
+        late_since=moment(_late_since(row, owner, now)),
         start=declared.start,
         end=declared.end,
         jitter_seconds=declared.jitter_seconds,

@@ -21,6 +21,7 @@ from asyncflow.server.asking import Accepted
 from asyncflow.server.live import Live
 from asyncflow.server.models import Session
 from asyncflow.server.security import COOKIE, MOST_BODY, Access, Problem, guard
+from asyncflow.server.stored import Stored
 
 if TYPE_CHECKING:
     from asyncflow.engine import Engine
@@ -185,11 +186,17 @@ async def _document(request: web.Request) -> web.Response:
 
 
 def _metrics(api: Api) -> Callable[[web.Request], Awaitable[web.Response]]:
+    stored: Stored | None = None
+
     async def metrics(request: web.Request) -> web.Response:
+        nonlocal stored
         try:
-            text = api.engine.metrics_text()
+            own = api.engine.metrics_text()
         except MissingExtra as error:
             raise Problem(501, str(error)) from None
+        if stored is None:
+            stored = Stored(api.engine)
+        text = own + await stored.text()
         return web.Response(
             body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

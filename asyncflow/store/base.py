@@ -161,6 +161,16 @@ class StateRow(NamedTuple):
     epoch: int
 
 
+class OpenRuns(NamedTuple):
+    """How many runs of a flow there are that have not ended, and are alike otherwise."""
+
+    flow_name: str
+    state: str
+    state_name: str | None
+    engine: int | None  #: that carries them out
+    runs: int
+
+
 class EventRow(NamedTuple):
     """Something that happened. The moves of flow runs are events, too: those have no `kind`.
 
@@ -708,6 +718,18 @@ class Reader(Protocol):
 
     async def created_since(self, since: float, limit: int) -> list[tuple[float, str]]:
         """When the newest root runs since a time were created, and their states."""
+        ...
+
+    async def flow_names(self, limit: int) -> list[str]:
+        """The names of flows that have runs, in order."""
+        ...
+
+    async def open_runs(self) -> list[OpenRuns]:
+        """How many runs have not ended, of each flow in each state."""
+        ...
+
+    async def ended_runs(self, after: int, until: int) -> list[tuple[str, str, int]]:
+        """How many runs have ended, by flow and state: as events tell, after one up to another."""
         ...
 
     async def spans(

@@ -6,6 +6,7 @@ It keeps every rule of `asyncflow.store.base`, so that what a store has to do ca
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
@@ -33,6 +34,7 @@ from asyncflow.store.base import (
     LogRow,
     MarkRow,
     MessageRow,
+    OpenRuns,
     Page,
     Renumber,
     RunInfo,
@@ -736,6 +738,33 @@ class MemoryReader:
                 if r.parent is None and r.created_at >= since
             )
             return list(islice(rows, limit))
+
+    async def flow_names(self, limit: int) -> list[str]:
+        with self._store._lock:
+            return sorted({r.flow_name for r in self._store._runs.values()})[:limit]
+
+    async def open_runs(self) -> list[OpenRuns]:
+        with self._store._lock:
+            counts = Counter(
+                (r.flow_name, r.state, r.state_name, r.engine)
+                for r in self._store._runs.values()
+                if not StateType(r.state).is_final
+            )
+            return [OpenRuns(*key, count) for key, count in counts.items()]
+
+    async def ended_runs(self, after: int, until: int) -> list[tuple[str, str, int]]:
+        with self._store._lock:
+            runs = self._store._runs
+            counts = Counter(
+                (runs[e.run].flow_name, e.state)
+                for e in self._store._events.values()
+                if after < e.id <= until
+                and e.kind is None
+                and e.epoch >= 0
+                and e.run in runs
+                and StateType(e.state).is_final
+            )
+            return [(*key, count) for key, count in counts.items()]
 
     async def spans(
         self, run: int, limit: int

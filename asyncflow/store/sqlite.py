@@ -51,6 +51,7 @@ from asyncflow.store.base import (
     LogRow,
     MarkRow,
     MessageRow,
+    OpenRuns,
     Page,
     Renumber,
     ResultKind,
@@ -1709,6 +1710,22 @@ CREATED_SINCE = (
     "SELECT created_at, state FROM flow_runs INDEXED BY flow_runs_parent"
     " WHERE parent IS NULL AND created_at >= ? ORDER BY pk DESC LIMIT ?"
 )
+#: From one name to the next: there are many more runs than flows.
+FLOW_NAMES = (
+    "WITH RECURSIVE names(name) AS (SELECT min(flow_name) FROM flow_runs UNION ALL"
+    " SELECT (SELECT min(flow_name) FROM flow_runs WHERE flow_name > names.name) FROM names"
+    " WHERE names.name IS NOT NULL) SELECT name FROM names WHERE name IS NOT NULL LIMIT ?"
+)
+OPEN_RUNS = (
+    "SELECT flow_name, state, state_name, engine, count(*) FROM flow_runs"
+    f" INDEXED BY flow_runs_state WHERE state IN ({', '.join(map(repr, _UNFINISHED))})"
+    " GROUP BY flow_name, state, state_name, engine"
+)
+ENDED_RUNS = (
+    "SELECT r.flow_name, e.state, count(*) FROM events e CROSS JOIN flow_runs r ON r.pk = e.run"
+    " WHERE e.id > ? AND e.id <= ? AND e.kind IS NULL AND e.epoch >= 0"
+    f" AND e.state IN ({', '.join(map(repr, _ENDED))}) GROUP BY r.flow_name, e.state"
+)
 SPANS = (
     "SELECT id, task, started_at, ended_at, state, attempt FROM task_runs"
     " WHERE id BETWEEN ? AND ? AND started_at IS NOT NULL ORDER BY id LIMIT ?"
@@ -1810,6 +1827,15 @@ class SqliteReader:
 
     async def created_since(self, since: float, limit: int) -> list[tuple[float, str]]:
         return [(row[0], row[1]) for row in await self._all(CREATED_SINCE, (since, limit))]
+
+    async def flow_names(self, limit: int) -> list[str]:
+        return [row[0] for row in await self._all(FLOW_NAMES, (limit,))]
+
+    async def open_runs(self) -> list[OpenRuns]:
+        return [OpenRuns(*row) for row in await self._all(OPEN_RUNS, ())]
+
+    async def ended_runs(self, after: int, until: int) -> list[tuple[str, str, int]]:
+        return [(row[0], row[1], row[2]) for row in await self._all(ENDED_RUNS, (after, until))]
 
     async def spans(
         self, run: int, limit: int

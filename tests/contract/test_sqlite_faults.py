@@ -748,6 +748,8 @@ QUESTIONS: dict[str, Callable[[SqliteReader], Any]] = {
     "engine": lambda r: r.engine(1),
     "runs-deployment": lambda r: r.runs(RunQuery(deployment="d")),
     "created_since": lambda r: r.created_since(1.0, 5),
+    "open_runs": lambda r: r.open_runs(),
+    "ended_runs": lambda r: r.ended_runs(5, 10),
     "spans": lambda r: r.spans(1, 5),
     "run_infos": lambda r: r.run_infos([1, 2]),
     "events": lambda r: r.events(EventQuery(after=5)),
@@ -775,6 +777,21 @@ async def test_each_question_of_a_reader_is_answered_by_an_index(
     assert first.startswith("SEARCH ")
     assert " USING " in first
     assert not [plan for plan in others if plan.startswith("SCAN ") and "json_each" not in plan]
+
+
+async def test_names_of_flows_are_found_without_a_look_at_each_run(store: SqliteStore) -> None:
+    for id_, name in (("1", "b"), ("2", "a"), ("3", "b"), ("4", "c")):
+        create(store, id_, flow_name=name)
+    reader = Explainer(store)
+    await reader.flow_names(5)
+    await reader.aclose()
+    of_runs = [plan for plan in reader.plans if "flow_runs" in plan]
+    assert len(of_runs) == 2
+    assert all(plan.startswith("SEARCH flow_runs USING COVERING INDEX") for plan in of_runs)
+    plain = store.reader()
+    assert await plain.flow_names(2) == ["a", "b"]
+    assert await plain.flow_names(5) == ["a", "b", "c"]
+    await plain.aclose()
 
 
 @pytest.mark.parametrize(

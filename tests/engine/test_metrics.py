@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,17 +11,33 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from virtual import virtual_engine, virtually
 
-from asyncflow import Engine, MemoryStore, SqliteStore, flow, task
+from asyncflow import (
+    Engine,
+    Interval,
+    MemoryStore,
+    SqliteStore,
+    flow,
+    pause_flow_run,
+    task,
+    testing,
+)
 from asyncflow import metrics as counting
 from asyncflow.errors import MissingExtra
+from asyncflow.server import stored as stored_numbers
+from asyncflow.server.stored import Stored
 
 LABELS = ("flow", "task", "state", "outcome")
 
 
 def numbers(engine: Engine, name: str) -> dict[tuple[str, ...], float]:
-    """The values of one metric, by its labels."""
+    """The values of one metric, by its labels; of runs that ended, those that are not 0."""
+    found = samples(engine.metrics_text(), name)
+    return {k: n for k, n in found.items() if n} if name == "runs_total" else found
+
+
+def samples(text: bytes, name: str) -> dict[tuple[str, ...], float]:
     found: dict[tuple[str, ...], float] = {}
-    for family in text_string_to_metric_families(engine.metrics_text().decode()):
+    for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
             if sample.name == f"asyncflow_{name}":
                 labels = [sample.labels[n] for n in LABELS if n in sample.labels]
@@ -279,3 +296,113 @@ async def test_a_histogram_counts_a_value_at_its_bound_and_none_below_zero() -> 
     histogram.add(1.0, 10)
     assert histogram.buckets() == [("1.0", 13.0), ("2.0", 15.0), ("+Inf", 16.0)]
     assert histogram.total == 1.0 + 1.5 + 2.0 + 99.0 + 10.0
+
+
+async def test_a_flow_has_a_number_for_each_end_before_the_first_one() -> None:
+    going = asyncio.Event()
+
+    @flow
+    async def goes() -> None:
+        await going.wait()
+
+    async with Engine(MemoryStore(), metrics=True) as engine:
+        run = await engine.submit(goes)
+        ends = [("goes", state) for state in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")]
+        assert samples(engine.metrics_text(), "runs_total") == dict.fromkeys(ends, 0)
+        going.set()
+        await run
+
+
+# --- what the store tells -------------------------------------------------------------------------
+
+
+async def test_a_server_tells_of_the_runs_of_all_processes(
+    store: MemoryStore | SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_numbers, "STEP", 3)
+
+    @flow
+    async def asks(fails: bool) -> None:
+        if await pause_flow_run():
+            raise ValueError("no")
+
+    same = store if isinstance(store, MemoryStore) else SqliteStore(path)
+    async with Engine(store) as server:
+        stored = Stored(server)
+        async with Engine(same) as engine:
+            await engine.run(some)
+            before = samples(await stored.text(), "store_runs_ended_total")
+            assert set(before.values()) == {0}, "from now on"
+            assert {flow_ for flow_, _ in before} == {"some"}
+            runs = [await engine.submit(asks, False) for _ in range(3)]
+            for _ in range(10):
+                await engine.run(some)
+            text = await stored.text()
+            while samples(text, "store_runs") != {("asks", "PAUSED"): 3}:
+                await asyncio.sleep(0.01)
+                text = await stored.text()
+            assert samples(text, "store_runs_needing_attention") == {("asks",): 3}
+            ended = samples(text, "store_runs_ended_total")
+            assert {k: n for k, n in ended.items() if n} == {("some", "COMPLETED"): 10}
+            assert ended["asks", "FAILED"] == 0
+            await engine.answer(runs[0].id)
+            await engine.cancel(runs[1].id)
+            for run in runs[:2]:
+                await run.wait()
+            text = await stored.text()
+            ended = samples(text, "store_runs_ended_total")
+            assert ended["asks", "COMPLETED"] == ended["asks", "CANCELLED"] == 1
+            assert samples(text, "store_runs") == {("asks", "PAUSED"): 1}
+        size = samples(await stored.text(), "store_bytes")
+        assert bool(size) == isinstance(store, SqliteStore)
+        assert all(n > 4096 for n in size.values())
+
+
+async def test_a_run_whose_process_has_died_is_told_as_interrupted(path: Path) -> None:
+    store = SqliteStore(path)
+    waits_on = asyncio.Event()
+
+    @flow
+    async def goes() -> None:
+        await waits_on.wait()
+
+    async with Engine(path) as server, Engine(store) as engine:
+        run = await engine.submit(goes)
+        stored = Stored(server)
+        assert samples(await stored.text(), "store_runs") == {("goes", "RUNNING"): 1}
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(server, "is_alive", lambda _: False)
+        assert samples(await stored.text(), "store_runs") == {("goes", "PAUSED"): 1}
+        monkey.undo()
+        waits_on.set()
+        await run
+
+
+def test_schedules_that_are_late_are_told() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with testing.engine(store=store) as engine:
+            await engine.deploy(some, schedule=Interval(60))
+        async with testing.engine(store=store) as server:
+            await asyncio.sleep(0)
+            stored = Stored(server)
+            assert samples(await stored.text(), "store_late_schedules") == {(): 0}
+            await asyncio.sleep(1000)
+            text = await stored.text()
+            assert samples(text, "store_late_schedules") == {(): 1}
+            assert samples(text, "store_schedule_lateness_seconds")[()] > 900
+
+    testing.run(main())
+
+
+async def test_numbers_of_the_store_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "MOST", 2)
+    async with Engine(MemoryStore()) as engine:
+        stored = Stored(engine)
+        await stored.text()
+        for name in "abcd":
+            await engine.run(some.with_options(name=name))
+        ended = samples(await stored.text(), "store_runs_ended_total")
+    assert sum(ended.values()) == 4
+    assert len({flow_ for flow_, _ in ended}) == 3
+    assert ended["other", "COMPLETED"] == 2

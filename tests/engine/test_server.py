@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
 
 from asyncflow import (
     Engine,
@@ -333,12 +334,18 @@ async def test_what_happens_is_streamed_and_gone_on_with(server: Server) -> None
 
 
 async def test_metrics_are_served_as_prometheus_reads_them(server: Server) -> None:
-    headers = {**OWN, "Authorization": f"Bearer {server.token}"}
     await server.engine.submit(mixed, 1)
-    async with server.web.get(server.base + "/metrics", headers=headers) as answer:
-        assert answer.status == 200
-        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        assert "asyncflow_running_runs" in await answer.text()
+    for token in (server.token, "only for looking"):
+        headers = {"Authorization": f"Bearer {token}"}
+        async with server.web.get(server.base + "/metrics", headers=headers) as answer:
+            assert answer.status == 200
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            text = await answer.text()
+    families = [family.name for family in text_string_to_metric_families(text)]
+    assert len(set(families)) == len(families), "none is told twice"
+    assert {"asyncflow_running_runs", "asyncflow_store_runs"} <= set(families)
+    async with server.web.get(server.base + "/metrics") as answer:
+        assert answer.status == 401
 
 
 # --- who may ask --------------------------------------------------------------------------------
