@@ -73,7 +73,7 @@ class Stored:
         for flow, state, name, owner, count in await reader.open_runs():
             if owner not in alive:
                 assert owner is not None
-                alive[owner] = engine.is_alive(owner)
+                alive[owner] = engine.recovery.is_alive(owner)
             if not alive[owner]:
                 state, name = StateType.PAUSED.value, "Interrupted"
             states_of(self._ended, flow)

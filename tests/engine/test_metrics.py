@@ -371,7 +371,7 @@ async def test_a_run_whose_process_has_died_is_told_as_interrupted(path: Path) -
         stored = Stored(server)
         assert samples(await stored.text(), "store_runs") == {("goes", "RUNNING"): 1}
         monkey = pytest.MonkeyPatch()
-        monkey.setattr(server, "is_alive", lambda _: False)
+        monkey.setattr(server.recovery, "is_alive", lambda _: False)
         assert samples(await stored.text(), "store_runs") == {("goes", "PAUSED"): 1}
         monkey.undo()
         waits_on.set()
