@@ -24,7 +24,7 @@ async def work(n: int) -> int:
 
 
 @flow
-async def asked(n: int = 2) -> list[int]:
+async def generated(n: int = 2) -> list[int]:
     return await work.map(range(n))
 
 
@@ -37,8 +37,8 @@ async def test_no_question_breaks_the_api_or_its_document(
 ) -> None:
     async with Engine(path) as runs, Engine(path) as other:
         engine = runs if embedded else other
-        await (await runs.submit(asked)).wait()
-        await runs.deploy(asked, "dep", cron="0 3 * * *", overlap="allow")
+        await (await runs.submit(generated)).wait()
+        await runs.deploy(generated, "dep", cron="0 3 * * *", overlap="allow")
         await runs.recover()
         runner, url = await serve_app(engine, "127.0.0.1", 0, None, embedded=embedded)
         base, _, token = url.partition("/#token=")
