@@ -14,7 +14,7 @@ import asyncio
 import re
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from datetime import datetime
 from math import inf
 from types import TracebackType
@@ -67,7 +67,7 @@ class Pages(Generic[T]):
     def __await__(self) -> Generator[Any, Any, models.Page[T]]:
         return self._ask(self._cursor).__await__()
 
-    async def __aiter__(self) -> AsyncIterator[T]:
+    async def __aiter__(self) -> AsyncGenerator[T, None]:
         cursor = self._cursor
         while True:
             page = await self._ask(cursor)
@@ -639,7 +639,7 @@ class Client:
         run: str | None = None,
         after: int | None = None,
         patience: float = PATIENCE,
-    ) -> AsyncIterator[models.Event]:
+    ) -> AsyncGenerator[models.Event, None]:
         """Events as they come, each once and in order; a connection that breaks is made anew.
 
         Args:

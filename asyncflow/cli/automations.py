@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
-from asyncflow.cli.looking import find_run, reading
 from asyncflow.cli.output import answered, label, local, one_line, print_json, say, table
-from asyncflow.cli.planning import database, instant
+from asyncflow.cli.place import Place
+from asyncflow.cli.planning import instant
+from asyncflow.cli.source import find_run, looking, reading
 from asyncflow.configfile import Declared, find_file, load
 from asyncflow.engine import Engine
 from asyncflow.errors import InvalidOption, UnknownAutomation
-from asyncflow.planned import Delivery, automation_infos, delivery_listing, dry_run
+from asyncflow.planned import Delivery, dry_run
 
 _COLOURS = {
     "pending": "blue",
@@ -33,12 +34,12 @@ def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     return answered(lambda: asyncio.run(work()))
 
 
-def list_automations(*, db: str | None, as_json: bool) -> int:
+def list_automations(*, at: Place, as_json: bool) -> int:
     """``automations ls``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            found = await automation_infos(reader)
+        async with looking(at) as place:
+            found = await place.automations()
         if as_json:
             print_json([asdict(one) for one in found])
             return 0
@@ -88,17 +89,17 @@ def _action(action: dict[str, Any]) -> str:
     return one_line(f"{action['type']} {what}".strip())
 
 
-def show_automation(*, name: str, db: str | None, as_json: bool) -> int:
+def show_automation(*, name: str, at: Place, as_json: bool) -> int:
     """``automations show``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            found = await automation_infos(reader, name)
+        async with looking(at) as place:
+            found = await place.automations(name)
             if not found:
                 raise UnknownAutomation(
                     f"there is no automation {name!r}: list them with `asyncflow automations ls`"
                 )
-            done = await delivery_listing(reader, automation=name, limit=10)
+            done = await place.deliveries(automation=name, limit=10)
         one = found[0]
         if as_json:
             print_json({**asdict(one), "newest_deliveries": [asdict(d) for d in done]})
@@ -165,17 +166,15 @@ def list_deliveries(
     run_id: str | None,
     states: tuple[str, ...],
     limit: int,
-    db: str | None,
+    at: Place,
     as_json: bool,
 ) -> int:
     """``automations deliveries``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            run = (await find_run(reader, run_id)).id if run_id is not None else None
-            found = await delivery_listing(
-                reader, automation=automation, run=run, states=states, limit=limit
-            )
+        async with looking(at) as place:
+            run = (await find_run(place, run_id)).id if run_id is not None else None
+            found = await place.deliveries(automation, run, states, limit)
         if as_json:
             print_json([asdict(one) for one in found])
         elif found:
@@ -204,13 +203,13 @@ def _say_deliveries(found: list[Delivery]) -> None:
     say(table(head, rows))
 
 
-def enable_automation(*, name: str, enabled: bool, db: str | None, as_json: bool) -> int:
+def enable_automation(*, name: str, enabled: bool, at: Place, as_json: bool) -> int:
     """``automations enable`` and ``disable``."""
 
     async def work() -> int:
-        async with Engine(database(db)) as engine:
-            await engine.enable_automation(name, enabled)
-            found = await engine.automation(name)
+        async with looking(at) as place:
+            await place.enable_automation(name, enabled)
+            (found,) = await place.automations(name)
         if as_json:
             print_json(asdict(found))
         else:
@@ -220,12 +219,12 @@ def enable_automation(*, name: str, enabled: bool, db: str | None, as_json: bool
     return _answered(work)
 
 
-def remove_automation(*, name: str, db: str | None, as_json: bool) -> int:
+def remove_automation(*, name: str, at: Place, as_json: bool) -> int:
     """``automations delete``."""
 
     async def work() -> int:
-        async with Engine(database(db)) as engine:
-            await engine.remove_automation(name)
+        async with looking(at) as place:
+            await place.remove_automation(name)
         if as_json:
             print_json({"removed": name})
         else:

@@ -7,18 +7,14 @@ from typing import Any
 
 import click
 
+from asyncflow.cli.place import here, somewhere
+
 EXIT_CODES = """
 \b
 Exit codes: 0 completed, 1 failed, 2 wrong usage, 3 crashed, 4 cancelled,
 130 interrupted by Ctrl-C (can be resumed), 143 the same by SIGTERM.
 """
 
-_db = click.option(
-    "--db",
-    metavar="PATH",
-    envvar="ASYNCFLOW_DATABASE",
-    help="The database. By default $ASYNCFLOW_DATABASE, else .asyncflow/asyncflow.db.",
-)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 _quiet = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 _params = click.option(
@@ -46,7 +42,7 @@ def cli() -> None:
     "--durability", type=click.Choice(["full", "strict", "relaxed", "off"]), default="strict",
     show_default=True, help="What a crash may cost.",
 )  # fmt: skip
-@_db
+@here
 @_json
 @_quiet
 def run(**options: Any) -> None:
@@ -66,7 +62,7 @@ def run(**options: Any) -> None:
     "--param", "-p", "params", multiple=True, metavar="NAME=VALUE",
     help="A parameter that was not stored because it is a secret.",
 )  # fmt: skip
-@_db
+@somewhere
 @_json
 @_quiet
 def resume(**options: Any) -> None:
@@ -80,7 +76,7 @@ def resume(**options: Any) -> None:
 
 
 @cli.command(epilog=EXIT_CODES)
-@_db
+@here
 @_json
 @_quiet
 def recover(**options: Any) -> None:
@@ -102,7 +98,7 @@ def recover(**options: Any) -> None:
     " its id; @FILE reads a JSON file. May be repeated.",
 )  # fmt: skip
 @_params
-@_db
+@somewhere
 @_json
 @_quiet
 def fork(**options: Any) -> None:
@@ -118,7 +114,7 @@ def fork(**options: Any) -> None:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("run_id")
 @_params
-@_db
+@somewhere
 @_json
 @_quiet
 def rerun(**options: Any) -> None:
@@ -130,7 +126,7 @@ def rerun(**options: Any) -> None:
 
 @cli.command()
 @click.argument("run_id")
-@_db
+@somewhere
 @_json
 def cancel(**options: Any) -> None:
     """Cancel a run, with everything below it, in whatever process it runs."""
@@ -150,7 +146,7 @@ def runs() -> None:
 @click.option("--tag", "tags", multiple=True, help="Only runs with this tag; may be repeated.")
 @click.option("--all", "children", is_flag=True, help="Child runs too.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
-@_db
+@somewhere
 @_json
 def runs_ls(**options: Any) -> None:
     """List runs, newest first."""
@@ -162,7 +158,7 @@ def runs_ls(**options: Any) -> None:
 @runs.command("show")
 @click.argument("run_id")
 @click.option("--tasks", "all_tasks", is_flag=True, help="Every task run, not grouped.")
-@_db
+@somewhere
 @_json
 def runs_show(**options: Any) -> None:
     """Show a run as a tree: its tasks and child runs with durations and errors.
@@ -178,7 +174,7 @@ def runs_show(**options: Any) -> None:
 @click.argument("run_id")
 @click.option("--level", default="DEBUG", show_default=True, help="The lowest level to show.")
 @click.option("--search", default="", help="Only lines with this text.")
-@_db
+@somewhere
 @_json
 def runs_logs(**options: Any) -> None:
     """Print the log lines of a run."""
@@ -189,7 +185,7 @@ def runs_logs(**options: Any) -> None:
 
 @runs.command("artifacts")
 @click.argument("run_id")
-@_db
+@somewhere
 @_json
 def runs_artifacts(**options: Any) -> None:
     """Print what a run shows: texts, tables, links, pictures and progress."""
@@ -200,7 +196,7 @@ def runs_artifacts(**options: Any) -> None:
 
 @runs.command("watch", epilog=EXIT_CODES)
 @click.argument("run_id")
-@_db
+@somewhere
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON at each change.")
 def runs_watch(**options: Any) -> None:
     """Follow a run of any process until it ends; exits with its code."""
@@ -212,7 +208,7 @@ def runs_watch(**options: Any) -> None:
 @runs.command("delete")
 @click.argument("run_ids", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_db
+@somewhere
 @_json
 def runs_delete(**options: Any) -> None:
     """Delete ended runs, with their tasks, logs, results and child runs."""
@@ -228,7 +224,7 @@ def runs_delete(**options: Any) -> None:
     "--param", "-p", "params", multiple=True, metavar="NAME=VALUE",
     help="A field of the answer: JSON or text; may be repeated.",
 )  # fmt: skip
-@_db
+@somewhere
 @_json
 def runs_answer(**options: Any) -> None:
     """Answer a run that is paused and waits for input; it is checked before it is accepted."""
@@ -240,7 +236,7 @@ def runs_answer(**options: Any) -> None:
 @runs.command("export")
 @click.argument("run_id")
 @click.option("--out", metavar="FILE", help="By default RUN_ID.run.gz; never overwritten.")
-@_db
+@here
 @_json
 def runs_export(**options: Any) -> None:
     """Write a run, with the runs below it, to one file, while others use the database."""
@@ -260,7 +256,7 @@ def runs_export(**options: Any) -> None:
     "--max-bytes", type=click.IntRange(1), metavar="N",
     help="What the file may expand to; by default 2 GiB.",
 )  # fmt: skip
-@_db
+@here
 @_json
 def runs_import(**options: Any) -> None:
     """Add the run in a file that `runs export` wrote: all of it, or nothing.
@@ -275,7 +271,7 @@ def runs_import(**options: Any) -> None:
 @runs.command("diff")
 @click.argument("first")
 @click.argument("second")
-@_db
+@here
 @_json
 def runs_diff(**options: Any) -> None:
     """Say where two runs differ. Exits with 0 where they do not, with 1 where they do."""
@@ -290,7 +286,7 @@ def db() -> None:
 
 
 @db.command("migrate")
-@_db
+@here
 @_json
 def db_migrate(**options: Any) -> None:
     """Bring a database to today's schema; a backup is made before."""
@@ -300,7 +296,7 @@ def db_migrate(**options: Any) -> None:
 
 
 @db.command("check")
-@_db
+@here
 @_json
 def db_check(**options: Any) -> None:
     """Look for damage in the database and its result files. Exits with 1 where there is some."""
@@ -311,7 +307,7 @@ def db_check(**options: Any) -> None:
 
 @db.command("backup")
 @click.argument("target", metavar="FILE")
-@_db
+@here
 @_json
 def db_backup(**options: Any) -> None:
     """Copy the database as it is at one moment, while others use it."""
@@ -325,7 +321,7 @@ def db_backup(**options: Any) -> None:
 @click.option("--flow", help="Only runs of this flow.")
 @click.option("--keep-last", default=0, type=click.IntRange(0), help="Keep so many of each flow.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@_db
+@here
 @_json
 def db_prune(**options: Any) -> None:
     """Remove runs that ended long ago, with all that belongs to them."""
@@ -335,7 +331,7 @@ def db_prune(**options: Any) -> None:
 
 
 @db.command("vacuum")
-@_db
+@here
 @_json
 def db_vacuum(**options: Any) -> None:
     """Give freed space back to the disk; others wait meanwhile."""
@@ -345,7 +341,7 @@ def db_vacuum(**options: Any) -> None:
 
 
 @db.command("stats")
-@_db
+@here
 @_json
 def db_stats(**options: Any) -> None:
     """Sizes and counts."""
@@ -365,7 +361,7 @@ def db_stats(**options: Any) -> None:
     help="What to declare; by default asyncflow.toml or pyproject.toml, if there is one.",
 )  # fmt: skip
 @_params
-@_db
+@here
 @_quiet
 def serve(**options: Any) -> None:
     """Run deployments when they are due, until Ctrl-C or SIGTERM.
@@ -384,7 +380,7 @@ def deployments() -> None:
 
 
 @deployments.command("ls")
-@_db
+@somewhere
 @_json
 def deployments_ls(**options: Any) -> None:
     """List them, with what is next."""
@@ -396,7 +392,7 @@ def deployments_ls(**options: Any) -> None:
 @deployments.command("show")
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="Ticks.")
-@_db
+@somewhere
 @_json
 def deployments_show(**options: Any) -> None:
     """Look into one: schedules, next ticks, and what became of the last."""
@@ -413,7 +409,7 @@ def deployments_show(**options: Any) -> None:
     help="Only these; may be repeated.",
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-@_db
+@somewhere
 @_json
 def deployments_ticks(**options: Any) -> None:
     """What became of its ticks, newest first, and why."""
@@ -427,7 +423,7 @@ def deployments_ticks(**options: Any) -> None:
 @_params
 @click.option("--name", "run_name", help="What to call the run.")
 @click.option("--idempotency-key", help="The same key gives the same run.")
-@_db
+@somewhere
 @_json
 @_quiet
 def deployments_run(**options: Any) -> None:
@@ -440,7 +436,7 @@ def deployments_run(**options: Any) -> None:
 @deployments.command("pause")
 @click.argument("name")
 @click.option("--schedule", help="Only this one.")
-@_db
+@somewhere
 @_json
 def deployments_pause(**options: Any) -> None:
     """Let it, or one of its schedules, start no runs by itself."""
@@ -452,7 +448,7 @@ def deployments_pause(**options: Any) -> None:
 @deployments.command("resume")
 @click.argument("name")
 @click.option("--schedule", help="Only this one.")
-@_db
+@somewhere
 @_json
 def deployments_resume(**options: Any) -> None:
     """Let it start runs again. What has passed meanwhile does not run."""
@@ -463,7 +459,7 @@ def deployments_resume(**options: Any) -> None:
 
 @deployments.command("delete")
 @click.argument("name")
-@_db
+@somewhere
 @_json
 def deployments_delete(**options: Any) -> None:
     """Forget it and its schedules; its runs stay."""
@@ -481,7 +477,7 @@ def deployments_delete(**options: Any) -> None:
     "--max-concurrency", type=click.IntRange(1), default=1, show_default=True,
     help="Runs at once.",
 )  # fmt: skip
-@_db
+@here
 @_json
 @_quiet
 def deployments_backfill(**options: Any) -> None:
@@ -497,7 +493,7 @@ def automations() -> None:
 
 
 @automations.command("ls")
-@_db
+@somewhere
 @_json
 def automations_ls(**options: Any) -> None:
     """List them."""
@@ -508,7 +504,7 @@ def automations_ls(**options: Any) -> None:
 
 @automations.command("show")
 @click.argument("name")
-@_db
+@somewhere
 @_json
 def automations_show(**options: Any) -> None:
     """Look into one: trigger, actions, and what it did last."""
@@ -521,7 +517,7 @@ def automations_show(**options: Any) -> None:
 @click.argument("name")
 @click.option("--since", metavar="DATE", help="Only events from then on.")
 @click.option("--config", metavar="FILE", help="An automation of this file, before it is stored.")
-@_db
+@here
 @_json
 def automations_test(**options: Any) -> None:
     """When would it have fired on the stored events? Nothing is done."""
@@ -539,7 +535,7 @@ def automations_test(**options: Any) -> None:
     help="Only these; may be repeated.",
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-@_db
+@somewhere
 @_json
 def automations_deliveries(**options: Any) -> None:
     """What they have to do and have done, newest first."""
@@ -550,7 +546,7 @@ def automations_deliveries(**options: Any) -> None:
 
 @automations.command("enable")
 @click.argument("name")
-@_db
+@somewhere
 @_json
 def automations_enable(**options: Any) -> None:
     """Switch one on. What happened while it was off does not count."""
@@ -561,7 +557,7 @@ def automations_enable(**options: Any) -> None:
 
 @automations.command("disable")
 @click.argument("name")
-@_db
+@somewhere
 @_json
 def automations_disable(**options: Any) -> None:
     """Switch one off."""
@@ -572,7 +568,7 @@ def automations_disable(**options: Any) -> None:
 
 @automations.command("delete")
 @click.argument("name")
-@_db
+@somewhere
 @_json
 def automations_delete(**options: Any) -> None:
     """Forget one."""
@@ -584,7 +580,7 @@ def automations_delete(**options: Any) -> None:
 @automations.command("send-test")
 @click.argument("channel")
 @click.option("--config", metavar="FILE", help="Where the channel is; by default asyncflow.toml.")
-@_db
+@here
 @_json
 def automations_send_test(**options: Any) -> None:
     """Send a test message through a channel of asyncflow.toml or pyproject.toml."""
@@ -606,7 +602,7 @@ def _event_options(command: Any) -> Any:
         ),
         click.option("--run", "run_id", metavar="RUN", help="Only what is about this run."),
         click.option("--since", metavar="DATE", help="Only from then on."),
-        _db,
+        somewhere,
         _json,
     ):  # fmt: skip
         command = option(command)
@@ -636,7 +632,7 @@ def events_watch(**options: Any) -> None:
 @click.argument("name")
 @click.option("--payload", metavar="JSON", help="What the run gets.")
 @click.option("--run", "run_id", help="The run that shall get it; without, all runs.")
-@_db
+@here
 @_json
 def events_send(**options: Any) -> None:
     """Send an event to the runs that wait for it, or will."""
@@ -651,7 +647,7 @@ def schedules() -> None:
 
 
 @schedules.command("ls")
-@_db
+@somewhere
 @_json
 def schedules_ls(**options: Any) -> None:
     """List the schedules of all deployments, with what is next and what came of the last."""
@@ -684,6 +680,51 @@ def schedules_preview(**options: Any) -> None:
 
 
 @cli.group()
+def limits() -> None:
+    """Named limits, which hold for all engines on a database."""
+
+
+@limits.command("ls")
+@somewhere
+@_json
+def limits_ls(**options: Any) -> None:
+    """List them, with how much of each is in use, and by which engines."""
+    from asyncflow.cli.limits import list_limits
+
+    sys.exit(list_limits(**options))
+
+
+@limits.command("set")
+@click.argument("name")
+@click.argument("limit", type=click.FloatRange(0))
+@click.option(
+    "--period",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Makes it a rate: so many starts in so many seconds.",
+)
+@click.option("--burst", type=click.IntRange(1), help="Starts that a rate may save up.")
+@somewhere
+@_json
+def limits_set(**options: Any) -> None:
+    """Set one for all engines; 0 pauses. "tag:NAME" limits all tasks with a tag."""
+    from asyncflow.cli.limits import set_limit
+
+    sys.exit(set_limit(**options))
+
+
+@limits.command("lift")
+@click.argument("name")
+@somewhere
+@_json
+def limits_lift(**options: Any) -> None:
+    """Lift one."""
+    from asyncflow.cli.limits import lift_limit
+
+    sys.exit(lift_limit(**options))
+
+
+@cli.group()
 def server() -> None:
     """The dashboard and its REST API."""
 
@@ -702,7 +743,7 @@ def server() -> None:
     "--host-name", "host_names", multiple=True, metavar="NAME",
     help="A name by which the server is called; may be repeated.",
 )  # fmt: skip
-@_db
+@here
 def server_start(**options: Any) -> None:
     """Show what a database has, and change what needs no code of yours.
 
@@ -720,7 +761,7 @@ def variables() -> None:
 
 
 @variables.command("ls")
-@_db
+@somewhere
 @_json
 def variables_ls(**options: Any) -> None:
     """List them."""
@@ -731,7 +772,7 @@ def variables_ls(**options: Any) -> None:
 
 @variables.command("get")
 @click.argument("name")
-@_db
+@somewhere
 @_json
 def variables_get(**options: Any) -> None:
     """Print one: text as it is, all else as JSON."""
@@ -743,7 +784,7 @@ def variables_get(**options: Any) -> None:
 @variables.command("set")
 @click.argument("name")
 @click.argument("value")
-@_db
+@somewhere
 @_json
 def variables_set(**options: Any) -> None:
     """Set one. VALUE is JSON, or else text; '"7"' is the text 7."""
@@ -754,7 +795,7 @@ def variables_set(**options: Any) -> None:
 
 @variables.command("delete")
 @click.argument("name")
-@_db
+@somewhere
 @_json
 def variables_delete(**options: Any) -> None:
     """Remove one."""

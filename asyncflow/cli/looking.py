@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import click
@@ -36,26 +34,20 @@ from asyncflow.cli.output import (
     say,
     table,
 )
+from asyncflow.cli.place import Place
+from asyncflow.cli.source import POLL, Source, find_run, looking
 from asyncflow.edits import EDITED
-from asyncflow.engine import Engine, default_database
-from asyncflow.errors import StoreError, UnknownRun
-from asyncflow.ownership import is_alive
 from asyncflow.parameters import masked
 from asyncflow.states import StateType, types_and_names
 from asyncflow.store.base import (
-    ArtifactQuery,
     ArtifactRow,
     AttemptRow,
-    LogQuery,
-    Reader,
     ResultKind,
     RunQuery,
     RunRow,
     TaskCount,
-    TaskQuery,
     TaskRow,
 )
-from asyncflow.store.sqlite import SqliteStore
 from asyncflow.views import moment
 
 #: Task runs of one run that are read for a tree; of a larger run counts are shown.
@@ -66,56 +58,12 @@ MOST_ALIKE = 4
 MOST_FAILURES = 5
 #: Artifacts of a run that `show` names, and rows of a table that `artifacts` prints.
 MOST_SHOWN, MOST_ROWS = 20, 50
-#: Seconds between two looks of `watch`.
-POLL = 0.3
 
 _FAILED = (StateType.FAILED.value, StateType.CRASHED.value)
 
 
-@contextlib.asynccontextmanager
-async def reading(db: str | None) -> AsyncIterator[Reader]:
-    """A reader of the database, which must be there."""
-    path = Path(db) if db else default_database()
-    if not path.exists():
-        raise StoreError(f"there is no database {path}: name it with --db, or run a flow first")
-    reader = SqliteStore(path).reader()
-    try:
-        yield reader
-    finally:
-        await reader.aclose()
-
-
-def as_it_is(row: RunRow, db: str | None) -> RunRow:
-    """The row of a run; of one whose process has died, what it is until somebody recovers it."""
-    if row.engine is None or StateType(row.state).is_final:
-        return row
-    path = Path(db) if db else default_database()
-    return row if is_alive(Path(f"{path}.locks"), row.engine) else views.as_it_is(row)
-
-
 def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     return answered(lambda: asyncio.run(work()))
-
-
-async def find_run(reader: Reader, run_id: str) -> RunRow:
-    """The run with this id, or the only one whose id begins so; "last" is the newest root."""
-    if run_id == "last":
-        found = (await reader.runs(RunQuery(parent=None, limit=1))).rows
-        if not found:
-            raise StoreError("there is no run in this database yet")
-        return found[0]
-    row = await reader.find_run(run_id)
-    if row is not None:
-        return row
-    if len(run_id) >= 4:
-        found = (await reader.runs(RunQuery(id_prefix=run_id, limit=2))).rows
-        if len(found) == 1:
-            return found[0]
-        if len(found) > 1:
-            raise StoreError(
-                f"several runs have an id that begins with {run_id!r}: give more of it"
-            )
-    raise UnknownRun(run_id)
 
 
 # --- runs ls --------------------------------------------------------------------------------------
@@ -128,18 +76,17 @@ def list_runs(
     tags: tuple[str, ...],
     children: bool,
     limit: int,
-    db: str | None,
+    at: Place,
     as_json: bool,
 ) -> int:
     """List runs, newest first."""
 
     async def work() -> int:
         types, names = types_and_names(states)
-        asked, fits = views.including_dead(types, names)
-        async with reading(db) as reader:
-            page = await reader.runs(
+        async with looking(at) as place:
+            page = await place.runs(
                 RunQuery(
-                    states=asked,
+                    states=types,
                     names=names,
                     flow=flow,
                     tags=tags,
@@ -147,7 +94,7 @@ def list_runs(
                     limit=limit,
                 )
             )
-        rows = [row for row in (as_it_is(row, db) for row in page.rows) if fits(row)]
+        rows = page.rows
         if as_json:
             print_json([run_json(row) for row in rows])
             return 0
@@ -238,16 +185,15 @@ class _Tree:
     children: list[_Tree] = field(default_factory=list)
 
 
-def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> int:
+def show_run(*, run_id: str, all_tasks: bool, at: Place, as_json: bool) -> int:
     """Show a run as a tree."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            row = await find_run(reader, run_id)
-            tree = await _read_tree(reader, as_it_is(row, db), all_tasks or as_json)
-            states = await reader.states(row.pk)
-            shown = await _artifacts(reader, row.pk, data=False)
-            progress = await _artifacts(reader, row.pk, kinds=("progress",))
+        async with looking(at) as place:
+            row, states = await place.detail(await find_run(place, run_id))
+            tree = await _read_tree(place, row, all_tasks or as_json)
+            shown = await place.artifacts(row, data=False)
+            progress = await place.artifacts(row, kinds=("progress",))
         told = {one.key: one for one in progress}
         shown = [told.get(one.key, one) for one in shown]
         if as_json:
@@ -280,26 +226,18 @@ def show_run(*, run_id: str, all_tasks: bool, db: str | None, as_json: bool) -> 
     return _answered(work)
 
 
-async def _read_tree(reader: Reader, row: RunRow, everything: bool) -> _Tree:
+async def _read_tree(place: Source, row: RunRow, everything: bool) -> _Tree:
     tree = _Tree(row)
-    tree.counts = await reader.task_counts(row.pk)
+    tree.counts = await place.task_counts(row)
     total = sum(count.count for count in tree.counts)
     if everything or total <= MOST_IN_TREE:
-        after: int | None = 0
-        while after is not None:
-            page = await reader.task_runs(TaskQuery(run=row.pk, after=after, limit=10_000))
-            tree.tasks += page.rows
-            after = page.next_cursor
+        tree.tasks = await place.task_runs(row)
     else:
-        page = await reader.task_runs(
-            TaskQuery(run=row.pk, states=_FAILED, limit=MOST_FAILURES * 4)
-        )
-        tree.tasks = page.rows
-    for attempt in await reader.attempts(row.pk):
+        tree.tasks = await place.task_runs(row, states=_FAILED, limit=MOST_FAILURES * 4)
+    for attempt in await place.attempts(row):
         tree.attempts.setdefault(attempt.seq, []).append(attempt)
-    children = await reader.runs(RunQuery(parent=row.pk, limit=1000))
-    for child in reversed(children.rows):
-        tree.children.append(await _read_tree(reader, child, everything))
+    for child in await place.children(row):
+        tree.children.append(await _read_tree(place, child, everything))
     return tree
 
 
@@ -522,16 +460,6 @@ def _counted(tree: _Tree) -> list[str]:
 # --- runs artifacts -------------------------------------------------------------------------------
 
 
-async def _artifacts(reader: Reader, run: int, **query: Any) -> list[ArtifactRow]:
-    rows: list[ArtifactRow] = []
-    after: int | None = 0
-    while after is not None:
-        page = await reader.artifacts(ArtifactQuery(run=run, after=after, limit=10_000, **query))
-        rows += page.rows
-        after = page.next_cursor
-    return rows
-
-
 def _artifact_json(run_id: str, row: ArtifactRow) -> dict[str, Any]:
     found = asdict(views.Artifact.of_row(run_id, row))
     return found if row.data else {k: v for k, v in found.items() if k != "data"}
@@ -552,13 +480,13 @@ def _artifact_line(run: RunRow, row: ArtifactRow) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def print_artifacts(*, run_id: str, db: str | None, as_json: bool) -> int:
+def print_artifacts(*, run_id: str, at: Place, as_json: bool) -> int:
     """Print what a run shows."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            row = await find_run(reader, run_id)
-            rows = await _artifacts(reader, row.pk)
+        async with looking(at) as place:
+            row = await find_run(place, run_id)
+            rows = await place.artifacts(row)
         if as_json:
             print_json([_artifact_json(row.id, one) for one in rows])
             return 0
@@ -608,7 +536,7 @@ def _table_lines(data: dict[str, Any]) -> list[str]:
 # --- runs logs, watch, delete; cancel -------------------------------------------------------------
 
 
-def print_logs(*, run_id: str, level: str, search: str, db: str | None, as_json: bool) -> int:
+def print_logs(*, run_id: str, level: str, search: str, at: Place, as_json: bool) -> int:
     """Print the log lines of a run."""
 
     async def work() -> int:
@@ -618,30 +546,24 @@ def print_logs(*, run_id: str, level: str, search: str, db: str | None, as_json:
         if least is None:
             raise ValueError(f"--level {level!r}: use DEBUG, INFO, WARNING, ERROR or CRITICAL")
         shown = []
-        async with reading(db) as reader:
-            row = await find_run(reader, run_id)
-            after: int | None = 0
-            while after is not None:
-                page = await reader.logs(
-                    LogQuery(run=row.pk, level=least, text=search, after=after, limit=10_000)
-                )
-                for _, line in page.rows:
-                    name = logging.getLevelName(line.level)
-                    if as_json:
-                        shown.append(
-                            {
-                                "time": moment(line.time),
-                                "level": name,
-                                "logger": line.logger,
-                                "message": line.message,
-                                "task_run_id": f"{row.id}-{line.seq}" if line.seq else None,
-                            }
-                        )
-                        continue
-                    stamp = f"{moment(line.time).astimezone():%H:%M:%S.%f}"[:-3]  # type: ignore[union-attr]
-                    where = f" [{line.seq}]" if line.seq else ""
-                    say(f"{stamp} {name:<7}{where} {paragraph(line.message)}")
-                after = page.next_cursor
+        async with looking(at) as place:
+            row = await find_run(place, run_id)
+            async for line in place.logs(row, least, search):
+                name = logging.getLevelName(line.level)
+                if as_json:
+                    shown.append(
+                        {
+                            "time": moment(line.time),
+                            "level": name,
+                            "logger": line.logger,
+                            "message": line.message,
+                            "task_run_id": f"{row.id}-{line.seq}" if line.seq else None,
+                        }
+                    )
+                    continue
+                stamp = f"{moment(line.time).astimezone():%H:%M:%S.%f}"[:-3]  # type: ignore[union-attr]
+                where = f" [{line.seq}]" if line.seq else ""
+                say(f"{stamp} {name:<7}{where} {paragraph(line.message)}")
         if as_json:
             print_json(shown)
         return 0
@@ -649,17 +571,17 @@ def print_logs(*, run_id: str, level: str, search: str, db: str | None, as_json:
     return _answered(work)
 
 
-def watch_run(*, run_id: str, db: str | None, as_json: bool) -> int:
+def watch_run(*, run_id: str, at: Place, as_json: bool) -> int:
     """Follow a run until it ends."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            row = await find_run(reader, run_id)
+        async with looking(at) as place:
+            row = await find_run(place, run_id)
             before, began = "", time.monotonic()
             while True:
-                row = as_it_is(await find_run(reader, row.id), db)
+                row = await find_run(place, row.id)
                 state = StateType(row.state)
-                counts = await reader.task_counts(row.pk)
+                counts = await place.task_counts(row)
                 tasks = _in_a_line(counts)
                 line = f"{label(row.flow_name)} {label(row.state_name)}" + (tasks and f": {tasks}")
                 if as_json:
@@ -706,56 +628,44 @@ def _in_a_line(counts: list[TaskCount]) -> str:
     )
 
 
-def cancel_run(*, run_id: str, db: str | None, as_json: bool) -> int:
+def cancel_run(*, run_id: str, at: Place, as_json: bool) -> int:
     """Cancel a run of whatever process."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            row = await find_run(reader, run_id)
+        async with looking(at) as place:
+            row = await find_run(place, run_id)
             if row.parent is not None:
                 raise ValueError(f"the run {row.id} is a child run: cancel the run above it")
-        path = Path(db) if db else default_database()
-        async with Engine(path) as engine:
-            try:
-                async with asyncio.timeout(engine.grace + 10):
-                    stopped = await engine.cancel(row.id)
-            except TimeoutError:
-                raise StoreError(
-                    f"the run {row.id} was told to stop, and its process has not stopped it yet:"
-                    " look whether its event loop is blocked"
-                ) from None
-            state = (await engine.get_run(row.id)).state
+            stopped, state, name = await place.cancel(row)
         if as_json:
-            print_json({"id": row.id, "cancelled": stopped, "state": state.type.value})
+            print_json({"id": row.id, "cancelled": stopped, "state": state})
         elif stopped:
             say(f"cancelled the run {row.id}")
         else:
-            say(f"the run {row.id} had ended already: {state.name}")
+            say(f"the run {row.id} had ended already: {name}")
         return 0
 
     return _answered(work)
 
 
-def delete_runs(*, run_ids: tuple[str, ...], yes: bool, db: str | None, as_json: bool) -> int:
+def delete_runs(*, run_ids: tuple[str, ...], yes: bool, at: Place, as_json: bool) -> int:
     """Delete ended runs."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            rows = [await find_run(reader, run_id) for run_id in run_ids]
-        for row in rows:
-            if row.parent is not None:
-                raise ValueError(f"the run {row.id} is a child run: delete the run above it")
-        if not yes:
-            what = f"the run {rows[0].id}" if len(rows) == 1 else f"{len(rows)} runs"
-            if not sys.stdin.isatty():
-                raise ValueError(f"say --yes to delete {what}: nobody is there to be asked")
-            if not click.confirm(f"Delete {what}, with all that belongs to it?"):
-                return 0
-        path = Path(db) if db else default_database()
-        gone = 0
-        async with Engine(path) as engine:
+        async with looking(at) as place:
+            rows = [await find_run(place, run_id) for run_id in run_ids]
             for row in rows:
-                gone += await engine.delete(row.id)
+                if row.parent is not None:
+                    raise ValueError(f"the run {row.id} is a child run: delete the run above it")
+            if not yes:
+                what = f"the run {rows[0].id}" if len(rows) == 1 else f"{len(rows)} runs"
+                if not sys.stdin.isatty():
+                    raise ValueError(f"say --yes to delete {what}: nobody is there to be asked")
+                if not click.confirm(f"Delete {what}, with all that belongs to it?"):
+                    return 0
+            gone = 0
+            for row in rows:
+                gone += await place.delete(row)
         if as_json:
             print_json({"ids": [row.id for row in rows], "deleted": gone})
         else:

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from asyncflow.capsule import SUFFIX
-from asyncflow.cli.looking import _answered, find_run, run_json
+from asyncflow.cli.looking import _answered, run_json
 from asyncflow.cli.output import label, one_line, print_json, say
 from asyncflow.cli.running import must_exist
+from asyncflow.cli.source import find_run
 from asyncflow.engine import default_database
 from asyncflow.errors import RunNotResumable
 from asyncflow.exporting import export

@@ -64,6 +64,20 @@ def parse_results(given: Sequence[str]) -> dict[str, Any]:
 def _value(text: str, parameters: Parameters, name: str) -> Any:
     parameter = parameters.signature.parameters.get(name)
     is_text = parameter is not None and _is_text(parameter.annotation)
+    value = plain_value(text, is_text)
+    if is_text or (text.startswith("@") and not text.startswith("@@")):
+        return value
+    text = text.removeprefix("@")
+    # A number that stands where only text is taken, as of ``str | None``, is text.
+    return text if not parameters.takes(name, value) and parameters.takes(name, text) else value
+
+
+def plain_value(text: str, is_text: bool) -> Any:
+    """What somebody wrote for a parameter: JSON, else text; ``@FILE`` is what is in a file.
+
+    Args:
+        is_text: whether the parameter takes text only.
+    """
     if text.startswith("@@"):
         text = text[1:]
     elif text.startswith("@"):
@@ -71,11 +85,9 @@ def _value(text: str, parameters: Parameters, name: str) -> Any:
     if is_text:
         return text
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except ValueError:
         return text
-    # A number that stands where only text is taken, as of ``str | None``, is text.
-    return text if not parameters.takes(name, value) and parameters.takes(name, text) else value
 
 
 def _is_text(annotation: Any) -> bool:

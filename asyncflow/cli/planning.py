@@ -6,13 +6,12 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from asyncflow.cli.looking import find_run, reading
 from asyncflow.cli.output import (
     MARKS,
     answered,
@@ -27,28 +26,28 @@ from asyncflow.cli.output import (
     table,
 )
 from asyncflow.cli.params import parse
-from asyncflow.cli.running import Session, guarded, import_from_here, say_started, tell_end
+from asyncflow.cli.place import Place
+from asyncflow.cli.running import (
+    Session,
+    guarded,
+    import_from_here,
+    must_exist,
+    say_started,
+    tell_end,
+)
+from asyncflow.cli.source import find_run, looking
 from asyncflow.configfile import Declared, declare, find_file, load
-from asyncflow.engine import Engine, default_database
-from asyncflow.errors import InvalidOption, StoreError
-from asyncflow.planned import DeploymentInfo, ScheduleInfo, Tick, infos, tick_listing
-from asyncflow.store.base import EventQuery
+from asyncflow.errors import InvalidOption
+from asyncflow.planned import DeploymentInfo, ScheduleInfo, Tick
 from asyncflow.views import Event
 
-#: Seconds between two looks of ``events watch``.
-POLL = 0.3
+if TYPE_CHECKING:
+    from asyncflow.client import Client
+    from asyncflow.server.models import Run
 
 
 def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     return answered(lambda: asyncio.run(work()))
-
-
-def database(db: str | None) -> Path:
-    """The path of the database, which must be there."""
-    path = Path(db) if db else default_database()
-    if not path.exists():
-        raise StoreError(f"there is no database {path}: name it with --db, or deploy a flow first")
-    return path
 
 
 def instant(text: str, name: str) -> datetime:
@@ -165,12 +164,12 @@ def _schedules(one: DeploymentInfo) -> str:
 # --- deployments ----------------------------------------------------------------------------------
 
 
-def list_deployments(*, db: str | None, as_json: bool) -> int:
+def list_deployments(*, at: Place, as_json: bool) -> int:
     """``deployments ls``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            found = await infos(reader, datetime.now(UTC).timestamp())
+        async with looking(at) as place:
+            found = await place.deployments()
         if as_json:
             print_json([asdict(one) for one in found])
             return 0
@@ -194,15 +193,15 @@ def list_deployments(*, db: str | None, as_json: bool) -> int:
     return _answered(work)
 
 
-def list_schedules(*, db: str | None, as_json: bool) -> int:
+def list_schedules(*, at: Place, as_json: bool) -> int:
     """``schedules ls``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            found = await infos(reader, datetime.now(UTC).timestamp())
+        async with looking(at) as place:
+            found = await place.deployments()
             last: dict[tuple[str, str], Tick] = {}
             for one in found:
-                for newest in await tick_listing(reader, one.name, limit=100):
+                for newest in await place.ticks(one.name, limit=100):
                     last.setdefault((one.name, newest.schedule), newest)
         pairs = [(one, schedule) for one in found for schedule in one.schedules]
         if as_json:
@@ -261,17 +260,17 @@ def _counts(one: DeploymentInfo) -> str:
     return ", ".join(f"{count:,} {state.lower()}" for state, count in sorted(one.ticks.items()))
 
 
-def show_deployment(*, name: str, limit: int, db: str | None, as_json: bool) -> int:
+def show_deployment(*, name: str, limit: int, at: Place, as_json: bool) -> int:
     """``deployments show``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            found = await infos(reader, datetime.now(UTC).timestamp(), name)
+        async with looking(at) as place:
+            found = await place.deployments(name)
             if not found:
                 raise InvalidOption(
                     f"there is no deployment {name!r}: list them with `asyncflow deployments ls`"
                 )
-            ticks = await tick_listing(reader, name, limit=limit)
+            ticks = await place.ticks(name, limit=limit)
         one = found[0]
         if as_json:
             print_json({**asdict(one), "newest_ticks": [asdict(tick) for tick in ticks]})
@@ -325,14 +324,12 @@ def _say_ticks(ticks: Any) -> None:
     say(table(("TICK", "", "", "SCHEDULE", "RUN", "REASON"), rows))
 
 
-def list_ticks(
-    *, name: str, states: tuple[str, ...], limit: int, db: str | None, as_json: bool
-) -> int:
+def list_ticks(*, name: str, states: tuple[str, ...], limit: int, at: Place, as_json: bool) -> int:
     """``deployments ticks``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            ticks = await tick_listing(reader, name, states=states, limit=limit)
+        async with looking(at) as place:
+            ticks = await place.ticks(name, states, limit)
         if as_json:
             print_json([asdict(tick) for tick in ticks])
         elif ticks:
@@ -350,15 +347,17 @@ def run_deployment(
     params: tuple[str, ...],
     run_name: str | None,
     idempotency_key: str | None,
-    db: str | None,
+    at: Place,
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """``deployments run``: here, to its end."""
-    session = Session(db, "strict", as_json, quiet or as_json)
+    """``deployments run``: here, or at a server, to its end."""
+    if at.server is not None:
+        return _run_there(name, params, run_name, idempotency_key, at, as_json, quiet)
+    session = Session(at.db, "strict", as_json, quiet or as_json)
 
     async def work() -> int:
-        database(db)
+        must_exist(session.db)
         import_from_here()
         async with session.opened():
             engine = session.engine
@@ -373,16 +372,38 @@ def run_deployment(
     return guarded(work, as_json)
 
 
+def _run_there(
+    name: str,
+    params: tuple[str, ...],
+    run_name: str | None,
+    idempotency_key: str | None,
+    at: Place,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    from asyncflow.cli.remote import follow, parameters_of
+
+    async def begin(client: Client) -> Run:
+        given = None
+        if params:
+            schema = (await client.deployment(name)).parameter_schema
+            given = parameters_of(params, schema)
+        return await client.run_deployment(
+            name, given, run_name=run_name, idempotency_key=idempotency_key
+        )
+
+    return follow(at, begin, as_json, quiet)
+
+
 def pause_deployment(
-    *, name: str, schedule: str | None, paused: bool, db: str | None, as_json: bool
+    *, name: str, schedule: str | None, paused: bool, at: Place, as_json: bool
 ) -> int:
     """``deployments pause`` and ``resume``."""
 
     async def work() -> int:
-        async with Engine(database(db)) as engine:
-            act = engine.pause_deployment if paused else engine.resume_deployment
-            await act(name, schedule)
-            found = await engine.deployment(name)
+        async with looking(at) as place:
+            await place.pause_deployment(name, schedule, paused)
+            (found,) = await place.deployments(name)
         if as_json:
             print_json(asdict(found))
         else:
@@ -393,12 +414,12 @@ def pause_deployment(
     return _answered(work)
 
 
-def remove_deployment(*, name: str, db: str | None, as_json: bool) -> int:
+def remove_deployment(*, name: str, at: Place, as_json: bool) -> int:
     """``deployments delete``."""
 
     async def work() -> int:
-        async with Engine(database(db)) as engine:
-            await engine.remove_deployment(name)
+        async with looking(at) as place:
+            await place.remove_deployment(name)
         if as_json:
             print_json({"removed": name})
         else:
@@ -424,7 +445,7 @@ def backfill_deployment(
 
     async def work() -> int:
         since, until = instant(start, "--start"), instant(end, "--end")
-        database(db)
+        must_exist(session.db)
         import_from_here()
         async with session.opened():
             engine = session.engine
@@ -457,18 +478,19 @@ def list_events(
     since: str | None,
     limit: int,
     watch: bool,
-    db: str | None,
+    at: Place,
     as_json: bool,
 ) -> int:
     """``events ls`` (the newest, oldest first) and ``events watch`` (what comes)."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            pk = (await find_run(reader, run_id)).pk if run_id is not None else None
+        async with looking(at) as place:
+            run = await find_run(place, run_id) if run_id is not None else None
             start = instant(since, "--since").timestamp() if since is not None else None
-            query = EventQuery(run=pk, kinds=kinds, since=start, newest=True, limit=limit)
-            rows = (await reader.events(query)).rows[::-1]
-            events = await _events(reader, rows)
+            newest = await place.newest_event() if watch else 0
+            events = []
+            if not watch or since is not None:
+                events = await place.events(run, kinds, start, limit)
             if not watch:
                 if as_json:
                     print_json([asdict(event) for event in events])
@@ -478,25 +500,14 @@ def list_events(
                 else:
                     say("no events")
                 return 0
-            newest = await reader.events(EventQuery(newest=True, limit=1))
-            after = newest.rows[0].id if newest.rows else 0
-            if since is not None:
-                for event in events:
-                    _tell(event, as_json)
-            while True:
-                page = await reader.events(EventQuery(run=pk, kinds=kinds, after=after, limit=500))
-                for event in await _events(reader, page.rows):
-                    _tell(event, as_json)
-                    after = max(after, event.id)
-                if page.next_cursor is None:
-                    await asyncio.sleep(POLL)
+            for event in events:
+                _tell(event, as_json)
+            after = max([newest, *(event.id for event in events)])
+            async for event in place.watch(run, kinds, after):
+                _tell(event, as_json)
+        return 0
 
     return _answered(work)
-
-
-async def _events(reader: Any, rows: Any) -> list[Event]:
-    runs = await reader.run_infos(sorted({row.run for row in rows} - {0}))
-    return [Event.of_row(runs[row.run].id if row.run in runs else "", row) for row in rows]
 
 
 def _tell(event: Event, as_json: bool) -> None:

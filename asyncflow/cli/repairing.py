@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from asyncflow.cli.looking import _answered, find_run, reading
+from asyncflow.cli.looking import _answered
 from asyncflow.cli.output import coloured, one_line, print_json, say
 from asyncflow.cli.params import parse_results
-from asyncflow.cli.running import begin_stored, import_from_here, must_exist
+from asyncflow.cli.place import Place
+from asyncflow.cli.running import begin_stored, must_exist
+from asyncflow.cli.source import find_run, looking, reading
 from asyncflow.diff import RunDiff, TaskDiff, compare
 from asyncflow.engine import Engine, default_database
 from asyncflow.errors import InvalidParameters
 from asyncflow.handle import FlowRun
 from asyncflow.states import StateType
+
+if TYPE_CHECKING:
+    from asyncflow.client import Client
+    from asyncflow.server.models import Run
 
 
 def fork_run(
@@ -25,7 +31,7 @@ def fork_run(
     from_task: str | None,
     results: tuple[str, ...],
     params: tuple[str, ...],
-    db: str | None,
+    at: Place,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -34,31 +40,37 @@ def fork_run(
     async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
         return await engine.fork(stored, from_task, given, parse_results(results))
 
-    return begin_stored(run_id, params, db, as_json, quiet, begin)
+    async def ask(client: Client, stored: str, given: dict[str, Any] | None) -> Run:
+        replaced = parse_results(results) or None
+        return await client.fork(stored, from_task=from_task, parameters=given, results=replaced)
+
+    return begin_stored(run_id, params, at, as_json, quiet, begin, ask)
 
 
 def rerun_run(
-    *, run_id: str, params: tuple[str, ...], db: str | None, as_json: bool, quiet: bool
+    *, run_id: str, params: tuple[str, ...], at: Place, as_json: bool, quiet: bool
 ) -> int:
     """Run the flow of a run again from the start, under a new id; the exit code."""
 
     async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
         return await engine.rerun(stored, given)
 
-    return begin_stored(run_id, params, db, as_json, quiet, begin)
+    async def ask(client: Client, stored: str, given: dict[str, Any] | None) -> Run:
+        return await client.rerun(stored, given)
+
+    return begin_stored(run_id, params, at, as_json, quiet, begin, ask)
 
 
 def answer_run(
-    *, run_id: str, data: str | None, params: tuple[str, ...], db: str | None, as_json: bool
+    *, run_id: str, data: str | None, params: tuple[str, ...], at: Place, as_json: bool
 ) -> int:
     """Answer a run that waits for somebody."""
 
     async def work() -> int:
         value = _value(data, params)
-        import_from_here()
-        async with Engine(_existing(db)) as engine:
-            row = await find_run(engine.reader, run_id)
-            await engine.answer(row.id, value)
+        async with looking(at) as place:
+            row = await find_run(place, run_id)
+            await place.answer(row, value)
         if as_json:
             print_json({"id": row.id, "answered": True})
         else:

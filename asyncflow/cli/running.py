@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,13 +29,18 @@ from asyncflow.cli.output import (
     print_json,
     say,
 )
+from asyncflow.cli.place import Place
 from asyncflow.cli.progress import Progress
 from asyncflow.engine import Engine, default_database
-from asyncflow.errors import StoreError, UnknownFlow
+from asyncflow.errors import InvalidOption, StoreError, UnknownFlow
 from asyncflow.handle import FlowRun
 from asyncflow.registry import find
 from asyncflow.states import State, StateType
 from asyncflow.target import find_flow
+
+if TYPE_CHECKING:
+    from asyncflow.client import Client
+    from asyncflow.server import models
 
 _SIGNAL_EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -169,29 +174,41 @@ def run_flow(
 
 
 def resume_run(
-    *, run_id: str, params: tuple[str, ...], db: str | None, as_json: bool, quiet: bool
+    *, run_id: str, params: tuple[str, ...], at: Place, as_json: bool, quiet: bool
 ) -> int:
     """Go on with a stored run; the exit code."""
 
     async def begin(engine: Engine, stored: str, given: dict[str, Any] | None) -> FlowRun[Any]:
         return await engine.resume(stored, parameters=given)
 
-    return begin_stored(run_id, params, db, as_json, quiet, begin)
+    async def ask(client: Client, stored: str, given: dict[str, Any] | None) -> models.Run:
+        if given:
+            raise InvalidOption("--param of a resumed run is not sent to a server: use --db")
+        return await client.resume(stored)
+
+    return begin_stored(run_id, params, at, as_json, quiet, begin, ask)
 
 
 def begin_stored(
     run_id: str,
     params: tuple[str, ...],
-    db: str | None,
+    at: Place,
     as_json: bool,
     quiet: bool,
     begin: Callable[[Engine, str, dict[str, Any] | None], Coroutine[Any, Any, FlowRun[Any]]],
+    ask: Callable[[Client, str, dict[str, Any] | None], Coroutine[Any, Any, models.Run]],
 ) -> int:
-    """Begin something with a stored run, given parameters, and see it to its end."""
-    from asyncflow.cli.looking import find_run
-    from asyncflow.cli.params import parse
+    """Begin something with a stored run, given parameters, and see it to its end.
 
-    session = Session(db, "strict", as_json, quiet or as_json)
+    Args:
+        begin: how an engine of this process does it; `ask`: how a server is asked.
+    """
+    from asyncflow.cli.params import parse
+    from asyncflow.cli.source import find_run
+
+    if at.server is not None:
+        return _begin_there(run_id, params, at, as_json, quiet, ask)
+    session = Session(at.db, "strict", as_json, quiet or as_json)
 
     async def run() -> int:
         must_exist(session.db)
@@ -205,6 +222,23 @@ def begin_stored(
         return tell_end(session, handle, state)
 
     return guarded(run, as_json)
+
+
+def _begin_there(
+    run_id: str,
+    params: tuple[str, ...],
+    at: Place,
+    as_json: bool,
+    quiet: bool,
+    ask: Callable[[Client, str, dict[str, Any] | None], Coroutine[Any, Any, models.Run]],
+) -> int:
+    from asyncflow.cli.remote import follow, parameters_of, run_id_of
+
+    async def begin(client: Client) -> models.Run:
+        given = parameters_of(params) if params else None
+        return await ask(client, await run_id_of(client, run_id), given)
+
+    return follow(at, begin, as_json, quiet)
 
 
 def recover_runs(*, db: str | None, as_json: bool, quiet: bool) -> int:

@@ -6,26 +6,24 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from asyncflow.cli.looking import reading
 from asyncflow.cli.output import answered, clean, label, local, one_line, print_json, say, table
-from asyncflow.engine import Engine, default_database
+from asyncflow.cli.place import Place
+from asyncflow.cli.source import looking
 from asyncflow.errors import StoreError
-from asyncflow.variables import stored
 
 
 def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     return answered(lambda: asyncio.run(work()))
 
 
-def list_variables(*, db: str | None, as_json: bool) -> int:
+def list_variables(*, at: Place, as_json: bool) -> int:
     """``variables ls``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            found = await stored(reader)
+        async with looking(at) as place:
+            found = await place.variables()
         if as_json:
             print_json([asdict(one) for one in found])
         elif not found:
@@ -45,12 +43,12 @@ def list_variables(*, db: str | None, as_json: bool) -> int:
     return _answered(work)
 
 
-def get_variable(*, name: str, db: str | None, as_json: bool) -> int:
+def get_variable(*, name: str, at: Place, as_json: bool) -> int:
     """``variables get``."""
 
     async def work() -> int:
-        async with reading(db) as reader:
-            found = await stored(reader, name)
+        async with looking(at) as place:
+            found = await place.variables(name)
         if not found:
             raise _none(name)
         value = found[0].value
@@ -69,7 +67,7 @@ def _none(name: str) -> StoreError:
     return StoreError(f"there is no variable {name!r} in this database")
 
 
-def set_variable(*, name: str, value: str, db: str | None, as_json: bool) -> int:
+def set_variable(*, name: str, value: str, at: Place, as_json: bool) -> int:
     """``variables set``."""
 
     async def work() -> int:
@@ -77,8 +75,8 @@ def set_variable(*, name: str, value: str, db: str | None, as_json: bool) -> int
             given = json.loads(value)
         except ValueError:
             given = value
-        async with Engine(Path(db) if db else default_database()) as engine:
-            await engine.set_variable(name, given)
+        async with looking(at, must_exist=False) as place:
+            await place.set_variable(name, given)
         if as_json:
             print_json({"name": name, "value": given})
         else:
@@ -88,14 +86,12 @@ def set_variable(*, name: str, value: str, db: str | None, as_json: bool) -> int
     return _answered(work)
 
 
-def delete_variable(*, name: str, db: str | None, as_json: bool) -> int:
+def delete_variable(*, name: str, at: Place, as_json: bool) -> int:
     """``variables delete``."""
 
     async def work() -> int:
-        async with reading(db):
-            pass  # the database is there
-        async with Engine(Path(db) if db else default_database()) as engine:
-            if not await engine.delete_variable(name):
+        async with looking(at) as place:
+            if not await place.delete_variable(name):
                 raise _none(name)
         if as_json:
             print_json({"name": name, "deleted": True})

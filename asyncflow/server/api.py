@@ -62,7 +62,7 @@ from asyncflow.store.base import (
     TaskRow,
 )
 from asyncflow.variables import stored
-from asyncflow.views import Event, as_it_is, including_dead, moment
+from asyncflow.views import Event, as_it_is, including_dead, limit_infos, moment
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -1044,27 +1044,8 @@ async def list_events(api: Api, q: models.EventQuery) -> dict[str, Any]:
 @route("GET", "/limits", models.Page[models.LimitInfo])
 async def list_limits(api: Api) -> dict[str, Any]:
     """Named limits, and which engines have how much of them."""
-    limits, shares = await api.reader.limits()
-    known = {row.name: row for row in limits}
-    for share in shares:
-        known.setdefault(share.limit, None)  # type: ignore[arg-type] # declared in code only
-    items = []
-    for name in sorted(known):
-        row = known[name]
-        own = [share for share in shares if share.limit == name]
-        items.append(
-            {
-                "name": name,
-                "limit": row.limit if row is not None else None,
-                "period": row.period if row is not None else None,
-                "burst": row.burst if row is not None else None,
-                "used": sum(share.units for share in own),
-                "holders": [
-                    {"engine": s.engine, "units": s.units, "waiting": s.wanted} for s in own
-                ],
-            }
-        )
-    return {"items": items, "next_cursor": None}
+    found = limit_infos(*await api.reader.limits())
+    return {"items": [asdict(one) for one in found], "next_cursor": None}
 
 
 @route("PUT", "/limits/{name}", models.Ok, body=models.SetLimit)
