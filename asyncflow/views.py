@@ -270,7 +270,7 @@ def limit_infos(limits: Iterable[LimitRow], shares: Iterable[ShareRow]) -> list[
                 limit=row.limit if row is not None else None,
                 period=row.period if row is not None else None,
                 burst=row.burst if row is not None else None,
-                used=sum(one.units for one in holders),
+                used=sum((one.units for one in holders), 0.0),
                 holders=holders,
             )
         )
