@@ -82,6 +82,7 @@ from asyncflow.store.base import (
     TaskRow,
     Writes,
 )
+from asyncflow.telling import Telling
 from asyncflow.variables import Variables
 from asyncflow.views import (
     moment,
@@ -297,6 +298,7 @@ class Engine(Answers, Moving, Plans, Variables):
         self.flows = Flows(self)
         self.shown = Shown(self)
         self.waiting = Waiting(self, self._suspend_after)
+        self.telling = Telling(self)
         self._resources = Opened(self.loop)
         self._runners: dict[Any, Any] = {}
         self._reader: Reader | None = None
@@ -838,7 +840,7 @@ class Engine(Answers, Moving, Plans, Variables):
     def _poll(self) -> None:
         """Look whether other processes ask something of our runs, as long as there are any."""
         self._polling = None
-        if self.live and self._open and self._broken is None:
+        if (self.live or self.telling.told) and self._open and self._broken is None:
             store, own = self.store, self.id
             self.writer.submit(lambda: (store.requests(own), store.limits()), self._requested)
             self.waiting.look()
@@ -856,7 +858,8 @@ class Engine(Answers, Moving, Plans, Variables):
                     self._cancel_live(run)
                 elif run.pk == pk and kind == "resume":
                     self.asides.retry(run)
-        if self.live:
+        self.telling.look()
+        if self.live or self.telling.told:
             self.look_out()
 
     def start_run(self, run: Run) -> FlowRun[Any]:
@@ -1123,26 +1126,6 @@ class Engine(Answers, Moving, Plans, Variables):
             await self.writer.do(lambda: self.store.request(row.pk, "cancel", now))
         else:
             await self.recovery.cancel_stored(row)
-
-    def why_waiting(self, run: Run) -> list[tuple[str, str]]:
-        """What the calls of a live run wait for, in words: kind and text."""
-        full: dict[str, tuple[int, Any]] = {}
-        upstream = 0
-        for call in list(run.calls):
-            if call.phase is not S.PENDING:
-                continue
-            short = [limit for limit, n in call.limits if limit.used + n > limit.size]
-            for limit in short[:1]:
-                count, _ = full.get(limit.name, (0, None))
-                full[limit.name] = (count + 1, limit)
-            upstream += not short
-        found = [
-            ("limit", f"{n:,} calls wait for {name}: {lim.used:g} of {lim.size:g} are in use")
-            for name, (n, lim) in full.items()
-        ]
-        if upstream:
-            found.append(("upstream", f"{upstream:,} calls wait for others to end, or for a turn"))
-        return found
 
     # --- events and answers -----------------------------------------------------------------------
 

@@ -101,6 +101,10 @@ class Cache(Protocol):
         """These calls, which had keys, have settled."""
         ...
 
+    def leaders(self) -> dict[Call, Call]:
+        """For each call that waits for the result of another one: that one."""
+        ...
+
 
 class Asides(Protocol):
     """What is asked of whoever sees to calls whose own code has failed for good."""
@@ -171,6 +175,7 @@ class Executor:
         self._parked = 0  # workers that wait for a turn
         self._timeouts: dict[float, _Deadlines] = {}
         self.running: dict[Call, None] = {}
+        self.queueing: dict[Hold, None] = {}  # of code under way, for units that are not free
         self._began = 0.0  # when the code of the last item was entered
         self._tick: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
@@ -952,6 +957,8 @@ class Executor:
         hold.direct = self.loop.create_future()
         self.machine.wait_for_slots(hold)
         self.pump()
+        if not hold.direct.done():
+            self.queueing[hold] = None
         try:
             await hold.direct
         except asyncio.CancelledError:
@@ -959,6 +966,8 @@ class Executor:
             if hold.holding:
                 self.release(hold)
             raise
+        finally:
+            self.queueing.pop(hold, None)
 
     def release(self, hold: Hold) -> None:
         """Give back what *hold* has."""

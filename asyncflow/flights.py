@@ -100,6 +100,12 @@ class Flights:
             return False
         return True
 
+    def leaders(self) -> dict[Call, Call]:
+        """For each call that waits for the result of another one: that one."""
+        return {
+            waiter: flight.leader for flight in self._flights.values() for waiter in flight.waiters
+        }
+
     # --- circles --------------------------------------------------------------------------------
 
     def _waits_for(self, leader: Call, call: Call) -> bool:

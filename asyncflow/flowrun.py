@@ -821,6 +821,7 @@ class Flows:
         engine = self._engine
         text = f"{failures.told(error, 400)}; next attempt in {wait:.3g} s"
         run.failed_seqs = ended_by(run, error)
+        run.extra.wake_at = engine.steady.time() + wait
         engine.move_run(run, S.SCHEDULED, "AwaitingRetry", text[:500])
         run.unseen.clear()
         run.prefixes.clear()
@@ -836,7 +837,7 @@ class Flows:
             await run.extra.nap
         finally:
             alarm.cancel()
-            run.extra.nap = None
+            run.extra.nap = run.extra.wake_at = None
 
     async def count_failures(self, run: Run) -> None:
         """Attempts that were used in a former life of a run stay used."""

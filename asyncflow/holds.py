@@ -116,6 +116,7 @@ class concurrency:  # noqa: N801 - used as a function that gives a context manag
             ) from None
         finally:
             del engine.waiters[hold]
+        hold.since = engine.clock.time()
         engine.holders.setdefault(carrier, []).append(hold)
         self._held.append((engine, hold))
 

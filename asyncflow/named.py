@@ -30,6 +30,10 @@ class NamedLimits:
             limit = self._limits[name] = Slots(name, None)
         return limit
 
+    def has(self, limit: Limit) -> bool:
+        """Whether it is one of them."""
+        return self._limits.get(limit.name) is limit
+
     def __iter__(self) -> Iterator[Limit]:
         return iter(self._limits.values())
 

@@ -296,6 +296,7 @@ class Hold:
     Attributes:
         carrier: who goes on when it has its units: an asyncio task, or the id of a thread.
         patient: whether it waits as long as it takes.
+        since: when it got its units, in seconds since the epoch; None: not yet, or not asked.
     """
 
     __slots__ = (
@@ -309,6 +310,7 @@ class Hold:
         "owner",
         "patient",
         "priority",
+        "since",
     )
     is_source = False
 
@@ -323,6 +325,7 @@ class Hold:
         self.holding = False
         self.carrier: Any = None
         self.patient = True
+        self.since: float | None = None
 
 
 class Item:

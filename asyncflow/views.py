@@ -14,8 +14,7 @@ from asyncflow.run import Call
 from asyncflow.states import State, StateType, default_name
 
 if TYPE_CHECKING:
-    from asyncflow.shares import ShareRow
-    from asyncflow.store.base import ArtifactRow, EventRow, LimitRow, LogRow, RunRow, TaskRow
+    from asyncflow.store.base import ArtifactRow, EventRow, LogRow, RunRow, TaskRow
 
 T = TypeVar("T")
 
@@ -225,56 +224,6 @@ class Artifact:
             created_at=datetime.fromtimestamp(row.created_at, UTC),
             updated_at=datetime.fromtimestamp(row.updated_at, UTC),
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class LimitHolder:
-    """What one engine has of a named limit: units, and how many it could use."""
-
-    engine: int
-    units: float
-    waiting: float
-
-
-@dataclass(slots=True, kw_only=True)
-class LimitInfo:
-    """A named limit, as it is stored.
-
-    Attributes:
-        limit: None: it is declared in code only, or was lifted.
-        used: units that engines have.
-    """
-
-    name: str
-    limit: float | None
-    period: float | None
-    burst: int | None
-    used: float
-    holders: list[LimitHolder]
-
-
-def limit_infos(limits: Iterable[LimitRow], shares: Iterable[ShareRow]) -> list[LimitInfo]:
-    """Named limits by name, with what each engine has of them."""
-    known: dict[str, LimitRow | None] = {row.name: row for row in limits}
-    held: dict[str, list[LimitHolder]] = {}
-    for share in shares:
-        known.setdefault(share.limit, None)
-        holder = LimitHolder(engine=share.engine, units=share.units, waiting=share.wanted)
-        held.setdefault(share.limit, []).append(holder)
-    found = []
-    for name, row in sorted(known.items()):
-        holders = held.get(name, [])
-        found.append(
-            LimitInfo(
-                name=name,
-                limit=row.limit if row is not None else None,
-                period=row.period if row is not None else None,
-                burst=row.burst if row is not None else None,
-                used=sum((one.units for one in holders), 0.0),
-                holders=holders,
-            )
-        )
-    return found
 
 
 def stored_state(

@@ -45,6 +45,8 @@ class Wait:
         ended: the message, or None when its time was over.
         by_wall: whether *until* is a point in time, and not the end of a duration.
         came: what came while the store was asked what had come before; None: it has been asked.
+        call: whose code waits; None: that of the flow.
+        began: when, in seconds since the epoch.
     """
 
     run: Run
@@ -58,6 +60,8 @@ class Wait:
     ended: asyncio.Future[MessageRow | None] = field(init=False)
     timer: asyncio.TimerHandle | None = None
     came: list[MessageRow] | None = field(default_factory=list)
+    call: Call | None = None
+    began: float = 0.0
 
     def describe(self) -> bytes:
         """What is stored of it, as JSON."""
@@ -100,6 +104,7 @@ class Waiting:
 
     async def wait(self, wait: Wait, call: Call | None) -> MessageRow | None:
         """Wait; the message that came, or None when the time was over."""
+        wait.call, wait.began = call, self._engine.clock.time()
         self.begin(wait)
         paused = wait.body and (wait.until is None or self._left(wait.until, wait) >= BRIEF)
         leave: asyncio.TimerHandle | None = None
@@ -161,7 +166,7 @@ class Waiting:
             return
         # What ends the wait now ends the sleep of the run.
         asleep = Wait(run, wait.kind, wait.until, wait.name, wait.label, wait.model)
-        asleep.came, asleep.by_wall = None, wait.by_wall
+        asleep.came, asleep.by_wall, asleep.began = None, wait.by_wall, wait.began
         run.extra.asleep = asleep
         self.begin(asleep)
         driving.stop(run, "suspend")

@@ -279,18 +279,7 @@ class Data:
                 }
                 for i, (s, name) in enumerate(story)
             ],
-            "waits": [
-                {
-                    "kind": "limit",
-                    "text": "fetch waits for a slot of the limit 'database': engine 1 holds 4 of 5",
-                },
-                {
-                    "kind": "retry",
-                    "text": f"fetch-12 waits for another attempt until 12:00:03 UTC: {HOSTILE[0]}",
-                },
-            ]
-            if run["state"] == "RUNNING"
-            else [],
+            "waits": a_wait(self.at(300)) if run["state"] == "RUNNING" else [],
             "children": [one for one in self.runs if one["parent_id"] == run["id"]],
             "tasks": [
                 {
@@ -583,6 +572,50 @@ def an_error(message: str) -> dict[str, str]:
     }
 
 
+def held(name: str, size: float | None, period: float | None, at: str) -> dict[str, Any]:
+    """A limit and who holds it."""
+    holders = [
+        {
+            "engine": 1, "units": 3.0, "run_id": BIG_RUN, "run_name": HOSTILE[0], "seq": 12,
+            "task": "fetch", "name": HOSTILE[4], "since": at,
+        },
+        {
+            "engine": 2, "units": 1.0, "run_id": None, "run_name": None, "seq": None,
+            "task": None, "name": None, "since": None,
+        },
+    ]  # fmt: skip
+    return {
+        "name": name, "scope": "shared", "used": 4.0, "size": size, "period": period,
+        "free_at": at if period else None, "waiting": 7, "holders": holders, "more": 1,
+    }  # fmt: skip
+
+
+def a_wait(at: str) -> list[dict[str, Any]]:
+    """What a run waits for."""
+    thing = {
+        "run_id": BIG_RUN, "seq": 12, "task": "fetch", "name": "fetch-12", "state_name": "Running",
+        "left": None,
+    }  # fmt: skip
+    plain = {
+        "task": "fetch", "calls": 7, "at_least": False, "task_runs": [thing], "since": at,
+        "until": None, "limit": None, "on": [], "more": 0, "event": None, "told_at": None,
+    }  # fmt: skip
+    limit = "7 calls of fetch wait for the limit 'database' (4 of 5 in use)"
+    retry = f"fetch-12 waits for another attempt, until 12:00:03 UTC: {HOSTILE[0]}"
+    return [
+        {
+            **plain, "kind": "limit", "head": limit, "text": f"{limit}; held by {HOSTILE[4]}",
+            "limit": held("database", 5.0, None, at),
+        },
+        {**plain, "kind": "retry", "head": retry, "text": retry, "until": at},
+        {
+            **plain, "kind": "upstream", "head": "load-3 waits for others to end",
+            "text": "load-3 waits for others to end: fetch-12",
+            "on": [{**thing, "name": HOSTILE[0]}], "more": 3,
+        },
+    ]  # fmt: skip
+
+
 class Refused(Exception):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -795,13 +828,13 @@ class Mock:
                 kind = q.get("kind", "").rstrip("*")
                 return page([e for e in data.events() if e["kind"].startswith(kind)], q)
             case ["limits"]:
-                holders = [
-                    {"engine": 1, "units": 3.0, "waiting": 2.0},
-                    {"engine": 2, "units": 1.0, "waiting": 0.0},
-                ]
                 return {
                     "items": [
-                        {"name": name, **one, "holders": holders if one["used"] else []}
+                        {
+                            **held(name, one["limit"], one["period"], data.at(300)),
+                            **one,
+                            "shares": [{"engine": 1, "units": 3.0, "wanted": 5.0, "alive": True}],
+                        }
                         for name, one in data.limits.items()
                     ],
                     "next_cursor": None,
@@ -873,6 +906,7 @@ class Mock:
                     **plain,
                     "attempts_list": tries,
                     "result": {"kind": "json", "value": [1, HOSTILE[0]], "bytes": 9},
+                    "waits": a_wait(self.data.at(300)) if plain["state"] == "RUNNING" else [],
                 }
             case "logs", []:
                 takes("level", "text", "task_run", "limit", "cursor")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
 from typing import Any
 
-from asyncflow.cli.output import answered, label, print_json, say, table
+from asyncflow.cli.output import answered, label, one_line, print_json, say, table
 from asyncflow.cli.place import Place
 from asyncflow.cli.source import looking
-from asyncflow.views import LimitInfo
+
+#: Holders of one limit that are named.
+MOST = 4
 
 
 def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -24,31 +25,45 @@ def list_limits(*, at: Place, as_json: bool) -> int:
         async with looking(at) as place:
             found = await place.limits()
         if as_json:
-            print_json([asdict(one) for one in found])
+            print_json(found)
         elif not found:
             say("no limits yet: asyncflow limits set NAME LIMIT")
         else:
-            rows = [(label(one.name), _size(one), f"{one.used:g}", _holders(one)) for one in found]
-            say(table(("LIMIT", "SIZE", "USED", "ENGINES"), rows))
+            rows = [
+                (
+                    label(one["name"]),
+                    _size(one["size"], one["period"], one["burst"]),
+                    f"{one['used']:g}",
+                    f"{one['waiting']:,}" if one["waiting"] else "",
+                    _holders(one),
+                )
+                for one in found
+            ]
+            say(table(("LIMIT", "SIZE", "USED", "WAITING", "HELD BY"), rows))
         return 0
 
     return _answered(work)
 
 
-def _size(one: LimitInfo) -> str:
-    if one.limit is None:
+def _size(size: float | None, period: float | None, burst: int | None) -> str:
+    if size is None:
         return ""
-    if one.period is None:
-        return f"{one.limit:g} at once"
-    burst = f", {one.burst:,} saved up" if one.burst is not None else ""
-    return f"{one.limit:g} in {one.period:g} s{burst}"
+    if period is None:
+        return f"{size:g} at once"
+    saved = f", {burst:,} saved up" if burst is not None else ""
+    return f"{size:g} in {period:g} s{saved}"
 
 
-def _holders(one: LimitInfo) -> str:
-    return ", ".join(
-        f"{h.engine} has {h.units:g}" + (f" of {h.waiting:g}" if h.waiting > h.units else "")
-        for h in one.holders
-    )
+def _holders(one: dict[str, Any]) -> str:
+    """Who holds it, or which engines have it where that is not known."""
+    names = []
+    for held in one["holders"][:MOST]:
+        name = held["name"] or f"engine {held['engine']}"
+        of = f" of {held['run_name']}" if held["seq"] is not None and held["run_name"] else ""
+        units = f" ({held['units']:g})" if held["units"] != 1 else ""
+        names.append(one_line(f"{name}{of}{units}", 60))
+    more = one["more"] + len(one["holders"]) - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
 
 
 def set_limit(
@@ -69,10 +84,7 @@ def set_limit(
         if as_json:
             print_json({"name": name, "limit": whole, "period": period, "burst": burst})
         else:
-            size = _size(
-                LimitInfo(name=name, limit=limit, period=period, burst=burst, used=0, holders=[])
-            )
-            say(f"set {label(name)} to {size}")
+            say(f"set {label(name)} to {_size(limit, period, burst)}")
         return 0
 
     return _answered(work)

@@ -192,6 +192,7 @@ def show_run(*, run_id: str, all_tasks: bool, at: Place, as_json: bool) -> int:
         async with looking(at) as place:
             row, states = await place.detail(await find_run(place, run_id))
             tree = await _read_tree(place, row, all_tasks or as_json)
+            waits = await place.waits(row)
             shown = await place.artifacts(row, data=False)
             progress = await place.artifacts(row, kinds=("progress",))
         told = {one.key: one for one in progress}
@@ -203,9 +204,13 @@ def show_run(*, run_id: str, all_tasks: bool, at: Place, as_json: bool) -> int:
             ]
             result = _result_json(row)
             found = [_artifact_json(row.id, one) for one in shown]
-            print_json({**_tree_json(tree), "result": result, "story": story, "artifacts": found})
+            told_of = {"result": result, "story": story, "artifacts": found}
+            told_of["waits"] = waits
+            print_json({**_tree_json(tree), **told_of})
             return 0
         _say_head(tree.row)
+        for wait in waits:
+            say(f"{click.style('waits:', bold=True)} {one_line(wait['text'], 500)}")
         for line in _branches(tree, all_tasks):
             say(line)
         if shown:

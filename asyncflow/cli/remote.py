@@ -51,7 +51,7 @@ from asyncflow.store.base import (
     TaskRow,
 )
 from asyncflow.variables import Variable
-from asyncflow.views import Event, LimitHolder, LimitInfo
+from asyncflow.views import Event
 
 #: Seconds that a run has to stop when it is cancelled.
 PATIENCE = 40.0
@@ -227,11 +227,12 @@ class Server:
             async for one in events:
                 yield _event(one)
 
-    async def limits(self) -> list[LimitInfo]:
-        return [
-            LimitInfo(**{**dict(one), "holders": [LimitHolder(**dict(h)) for h in one.holders]})
-            for one in await self.client.limits()
-        ]
+    async def waits(self, row: RunRow) -> list[dict[str, Any]]:
+        return [one.model_dump() for one in (await self.client.run(row.id)).waits]
+
+    async def limits(self) -> list[dict[str, Any]]:
+        found = [one.model_dump() for one in await self.client.limits()]
+        return [one for one in found if one["scope"] == "shared"]
 
     async def variables(self, name: str | None = None) -> list[Variable]:
         if name is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import time
 from typing import Any, Protocol
 
-from asyncflow import views
+from asyncflow import views, why
 from asyncflow.cli.place import Place
 from asyncflow.engine import Engine, default_database
 from asyncflow.errors import StoreError, UnknownRun
@@ -48,7 +48,8 @@ from asyncflow.store.base import (
 )
 from asyncflow.store.sqlite import SqliteStore
 from asyncflow.variables import Variable, stored
-from asyncflow.views import Event, LimitInfo
+from asyncflow.views import Event
+from asyncflow.why import limit_json, reason_json
 
 #: Seconds between two looks for what is new in a database.
 POLL = 0.3
@@ -125,7 +126,13 @@ class Source(Runs, Protocol):
         """Events as they come, without an end."""
         ...
 
-    async def limits(self) -> list[LimitInfo]: ...
+    async def waits(self, row: RunRow) -> list[dict[str, Any]]:
+        """Why a run is not moving, as the API tells it."""
+        ...
+
+    async def limits(self) -> list[dict[str, Any]]:
+        """Named limits and who holds them, as the API tells it."""
+        ...
 
     async def variables(self, name: str | None = None) -> list[Variable]: ...
 
@@ -233,8 +240,10 @@ class Database:
     def _as_it_is(self, row: RunRow) -> RunRow:
         if row.engine is None or StateType(row.state).is_final:
             return row
-        alive = is_alive(Path(f"{self._path}.locks"), row.engine)
-        return row if alive else views.as_it_is(row)
+        return row if self._is_alive(row.engine) else views.as_it_is(row)
+
+    def _is_alive(self, engine: int) -> bool:
+        return is_alive(Path(f"{self._path}.locks"), engine)
 
     async def runs(self, query: RunQuery) -> Page[RunRow]:
         asked, fits = views.including_dead(query.states, query.names)
@@ -343,8 +352,14 @@ class Database:
             if page.next_cursor is None:
                 await asyncio.sleep(POLL)
 
-    async def limits(self) -> list[LimitInfo]:
-        return views.limit_infos(*await self._reader.limits())
+    async def waits(self, row: RunRow) -> list[dict[str, Any]]:
+        return [reason_json(one) for one in (await why.why(row, self._look())).reasons]
+
+    async def limits(self) -> list[dict[str, Any]]:
+        return [limit_json(one) for one in await why.limits(self._look())]
+
+    def _look(self) -> why.Look:
+        return why.Look(reader=self._reader, is_alive=self._is_alive)
 
     async def variables(self, name: str | None = None) -> list[Variable]:
         return await stored(self._reader, name)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from asyncflow import __version__, codec
+from asyncflow import __version__, codec, standing
 from asyncflow.automations import automation_from_dict
 from asyncflow.configfile import schedules_from_json
 from asyncflow.deployments import Deployment
@@ -38,6 +38,7 @@ from asyncflow.errors import (
 from asyncflow.parameters import masked
 from asyncflow.planned import automation_infos, delivery_listing, infos, tick_listing
 from asyncflow.registry import declared
+from asyncflow.rows import task_row
 from asyncflow.server import models
 from asyncflow.server.asking import (
     Accepted,
@@ -48,6 +49,7 @@ from asyncflow.server.asking import (
 )
 from asyncflow.server.markdown import safe_html
 from asyncflow.server.security import MOST_BODY, Problem
+from asyncflow.standing import look
 from asyncflow.states import StateType, default_name
 from asyncflow.store import planning
 from asyncflow.store.base import (
@@ -58,11 +60,13 @@ from asyncflow.store.base import (
     ResultKind,
     RunQuery,
     RunRow,
+    TaskCount,
     TaskQuery,
     TaskRow,
 )
 from asyncflow.variables import stored
-from asyncflow.views import Event, as_it_is, including_dead, limit_infos, moment
+from asyncflow.views import Event, as_it_is, including_dead, moment
+from asyncflow.why import Reason, held_json, limit_json, limits, reason_json, why, with_others
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -468,7 +472,13 @@ async def show_run(api: Api, run_id: str) -> dict[str, Any]:
     """One run, with everything but its task runs, logs and artifacts."""
     row = await api.row(run_id)
     (plain,) = await runs_json(api, [row], full=True)
+    known = await why(row, look(api.engine), standing.of_run(api.engine, row.id))
     counts = await api.reader.task_counts(row.pk)
+    # Calls that wait for their first turn have no rows.
+    counts += [
+        TaskCount(task, StateType.PENDING.value, None, n, None, None)
+        for task, n in known.pending.items()
+    ]
     tasks: dict[str, dict[str, Any]] = {}
     for count in counts:
         one = tasks.setdefault(
@@ -496,7 +506,7 @@ async def show_run(api: Api, run_id: str) -> dict[str, Any]:
             }
             for s in await api.reader.states(row.pk)
         ],
-        "waits": await _waits(api, row),
+        "waits": [reason_json(one) for one in known.reasons],
         "children": await runs_json(api, children[::-1]),
         "tasks": [
             {
@@ -526,32 +536,6 @@ async def _edges(api: Api, row: RunRow) -> list[tuple[str, str]]:
     return list(found)
 
 
-async def _waits(api: Api, row: RunRow) -> list[dict[str, Any]]:
-    """Why a run is not moving, as far as its record tells."""
-    found: list[dict[str, Any]] = []
-    state = StateType(row.state)
-    if state.is_final:
-        return found
-    if row.state_name == "Interrupted":
-        found.append({"kind": "owner", "text": "no engine has it: recover or resume it"})
-    if row.waits_for is not None or row.wake_at is not None:
-        text = row.message or "it waits"
-        if row.wake_at is not None:
-            text += f", until {moment(row.wake_at):%Y-%m-%d %H:%M:%S} UTC"
-        found.append({"kind": "wait", "text": text})
-    elif row.state_name in ("NeedsAttention", "Paused"):
-        found.append({"kind": "person", "text": row.message})
-    live = api.engine.live.get(row.id)
-    if live is not None:
-        found += [{"kind": kind, "text": text} for kind, text in api.engine.why_waiting(live)]
-    retries = await api.reader.task_runs(TaskQuery(run=row.pk, names=("AwaitingRetry",), limit=5))
-    for one in retries.rows:
-        until = f"until {moment(one.retry_at):%H:%M:%S} UTC" if one.retry_at else ""
-        text = f"{one.task}-{one.seq} waits for another attempt {until}: {one.message}"
-        found.append({"kind": "retry", "text": text[:300]})
-    return found
-
-
 @route("GET", "/runs/{run_id}/task-runs", models.Page[models.TaskRun], query=models.TaskQuery)
 async def list_task_runs(api: Api, run_id: str, q: models.TaskQuery) -> dict[str, Any]:
     """The task runs of a run, in the order in which they were made."""
@@ -578,16 +562,33 @@ async def show_task_run(api: Api, run_id: str, seq: str) -> dict[str, Any]:
     row = await api.row(run_id)
     number = _number(seq if seq.isdigit() else "x")
     assert number is not None
+    live = standing.of_call(api.engine, row.id, number)
     page = await api.reader.task_runs(TaskQuery(run=row.pk, after=max(0, number - 1), limit=1))
-    if not page.rows or page.rows[0].seq != number:
-        raise Problem(404, "the run has no such task run")
-    (one,) = page.rows
+    one = page.rows[0] if page.rows and page.rows[0].seq == number else None
+    if one is None and live is not None:
+        one = task_row(live[0], api.engine.not_stored)
+    if one is None:
+        raise Problem(404, "the run has no such task run, or it waits for its first turn elsewhere")
     attempts = [_attempt(one) for one in await api.reader.attempts(row.pk, number)]
     return {
         **task_json(row.id, one, api.engine.clock.time()),
         "attempts_list": attempts,
         "result": _result(one.result_kind, one.result),
+        "waits": [reason_json(w) for w in await _task_waits(api, row, one, live)],
     }
+
+
+async def _task_waits(
+    api: Api, row: RunRow, one: TaskRow, live: tuple[Any, list[Reason]] | None
+) -> list[Reason]:
+    """Why a task run is not moving."""
+    if StateType(one.state).is_final or StateType(row.state).is_final:
+        return []
+    at = look(api.engine)
+    if live is not None:
+        return await with_others(live[1], at)
+    known = (await why(row, at)).reasons
+    return [w for w in known if any(thing.seq == one.seq for thing in w.who)]
 
 
 @route("GET", "/runs/{run_id}/task-counts", models.Page[models.TaskCount])
@@ -1043,9 +1044,15 @@ async def list_events(api: Api, q: models.EventQuery) -> dict[str, Any]:
 
 @route("GET", "/limits", models.Page[models.LimitInfo])
 async def list_limits(api: Api) -> dict[str, Any]:
-    """Named limits, and which engines have how much of them."""
-    found = limit_infos(*await api.reader.limits())
-    return {"items": [asdict(one) for one in found], "next_cursor": None}
+    """Limits, who holds them, and who waits.
+
+    Those of `scope` "shared" are named limits, of all engines on this store; the others are of
+    the engine in the process of this server, and only those in use are listed.
+    """
+    found = [limit_json(one) for one in await limits(look(api.engine))]
+    own = [one for one in standing.Standing(api.engine).held() if one.scope != "shared"]
+    found += [{**held_json(o), "limit": None, "burst": None, "shares": []} for o in own]
+    return {"items": found, "next_cursor": None}
 
 
 @route("PUT", "/limits/{name}", models.Ok, body=models.SetLimit)

@@ -121,11 +121,66 @@ class Story(BaseModel):
     message: str
 
 
+class Waiter(BaseModel):
+    """A task run, run or map (`left`: its task runs that have not ended) that waits, or is waited
+    for. Without `seq` it is a run, a map, or one that has no number yet."""
+
+    run_id: str | None
+    seq: int | None
+    task: str | None
+    name: str
+    state_name: str | None
+    left: int | None
+
+
+class Holder(BaseModel):
+    """Who holds units of a limit: a task run, or without `seq` the body of a flow. Without
+    `run_id` it is not known which: an engine has them, or code outside of runs."""
+
+    engine: int
+    units: float
+    run_id: str | None
+    run_name: str | None
+    seq: int | None
+    task: str | None
+    name: str | None
+    since: datetime | None
+
+
+class Held(BaseModel):
+    """How much of a limit is in use, by whom, and how many wait for it."""
+
+    name: str
+    scope: Literal["shared", "engine", "threads", "processes", "task", "flow"]
+    used: float
+    size: float | None
+    period: float | None
+    free_at: datetime | None
+    waiting: int
+    holders: list[Holder]
+    #: How many hold some of it besides those.
+    more: int
+
+
 class Wait(BaseModel):
-    """Why something is not moving."""
+    """Why something is not moving: calls of one task, or without `task` the body of the flow."""
 
     kind: str
+    #: All of it in words; `head`: without those who hold it, and what it is that is waited for.
     text: str
+    head: str
+    task: str | None
+    calls: int
+    at_least: bool
+    task_runs: list[Waiter]
+    since: datetime | None
+    until: datetime | None
+    limit: Held | None
+    on: list[Waiter]
+    more: int
+    event: str | None
+    #: When the process that has the run told this; null: just now.
+    told_at: datetime | None
 
 
 class TaskSummary(BaseModel):
@@ -199,6 +254,7 @@ class TaskCount(BaseModel):
 class TaskDetail(TaskRun):
     attempts_list: list[Attempt]
     result: Result
+    waits: list[Wait]
 
 
 class TimelineQuery(Given):
@@ -528,19 +584,23 @@ class Event(BaseModel):
     payload: Any
 
 
-class Holder(BaseModel):
+class Share(BaseModel):
+    """What one engine may use of a limit, and could."""
+
     engine: int
     units: float
-    waiting: float
+    wanted: float
+    #: False: it has died, and its part comes back by itself.
+    alive: bool
 
 
-class LimitInfo(BaseModel):
-    name: str
+class LimitInfo(Held):
+    """A limit: `limit` is what was set for all engines, `size` what holds (code may declare it)."""
+
     limit: float | None
-    period: float | None
     burst: int | None
-    used: float
-    holders: list[Holder]
+    #: How it is divided among engines.
+    shares: list[Share]
 
 
 class SetLimit(Given):

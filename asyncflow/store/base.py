@@ -278,6 +278,16 @@ class LimitRow(NamedTuple):
     burst: int | None
 
 
+class NoticeRow(NamedTuple):
+    """What an engine tells of what only it knows, for other processes."""
+
+    kind: str  #: "limit": who holds units of it there; "run": what its calls wait for
+    name: str  #: of the limit, or the pk of the run
+    engine: int
+    time: float
+    data: bytes  #: JSON of `asyncflow.why`
+
+
 class EngineRow(NamedTuple):
     """One engine instance."""
 
@@ -438,6 +448,13 @@ class Store(Protocol):
 
     def drop_shares(self, engine: int, free_at: dict[str, float]) -> None:
         """An engine has ended: it has nothing more, or until the given times of some limits."""
+        ...
+
+    def tell(self, engine: int, notices: Sequence[NoticeRow], before: float) -> None:
+        """All that an engine tells from now on; what others told before a time is removed.
+
+        What it has told goes with `close_engine`.
+        """
         ...
 
     def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:
@@ -740,6 +757,10 @@ class Reader(Protocol):
 
     async def limits(self) -> tuple[list[LimitRow], list[ShareRow]]:
         """The limits that were set for all, and what each engine has of which."""
+        ...
+
+    async def notices(self, kind: str, names: Sequence[str] | None = None) -> list[NoticeRow]:
+        """What engines tell, dead ones too; None: of all names."""
         ...
 
     async def planned(self, question: Question[T]) -> list[T]:

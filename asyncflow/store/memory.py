@@ -34,6 +34,7 @@ from asyncflow.store.base import (
     LogRow,
     MarkRow,
     MessageRow,
+    NoticeRow,
     OpenRuns,
     Page,
     Renumber,
@@ -88,6 +89,7 @@ class MemoryStore:
         self._requests: dict[tuple[int, str], float] = {}
         self._messages: list[MessageRow] = []
         self._shares: dict[tuple[str, int], ShareRow] = {}
+        self._notices: dict[int, list[NoticeRow]] = {}
         self._user: UserConnection | None = None  # a database for the tables of users
         self._plans: sqlite3.Connection | None = None  # and one for what is planned
         self._last_pk = 0
@@ -225,6 +227,7 @@ class MemoryStore:
     @_whole
     def close_engine(self, engine: int, time: float) -> None:
         self._engines[engine] = self._engines[engine]._replace(closed_at=time)
+        self._notices.pop(engine, None)
 
     @_whole
     def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
@@ -618,6 +621,12 @@ class MemoryStore:
                     self._shares[key] = row._replace(free_at=when, wanted=0.0)
 
     @_whole
+    def tell(self, engine: int, notices: Sequence[NoticeRow], before: float) -> None:
+        self._notices[engine] = list(notices)
+        for other, rows in self._notices.items():
+            self._notices[other] = [row for row in rows if row.time >= before or other == engine]
+
+    @_whole
     def unfinished(self, besides: int = 0) -> list[tuple[RunRow, EngineRow | None]]:
         return [
             (row, self._engines.get(row.engine or 0))
@@ -780,6 +789,16 @@ class MemoryReader:
     async def limits(self) -> tuple[list[LimitRow], list[ShareRow]]:
         with self._store._lock:
             return self._store.limits(), list(self._store._shares.values())
+
+    async def notices(self, kind: str, names: Sequence[str] | None = None) -> list[NoticeRow]:
+        with self._store._lock:
+            found = [
+                row
+                for rows in self._store._notices.values()
+                for row in rows
+                if row.kind == kind and (names is None or row.name in names)
+            ]
+        return sorted(found, key=lambda row: (row.name, row.engine))[:10_000]
 
     async def planned(self, question: Question[T]) -> list[T]:
         with self._store._lock:

@@ -51,6 +51,7 @@ from asyncflow.store.base import (
     LogRow,
     MarkRow,
     MessageRow,
+    NoticeRow,
     OpenRuns,
     Page,
     Renumber,
@@ -81,6 +82,7 @@ MIGRATIONS = (
     "0003_schedules",
     "0004_artifacts",
     "0005_commands",
+    "0006_notices",
 )
 #: What this code reads and writes.
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -571,6 +573,7 @@ class SqliteStore:
     def close_engine(self, engine: int, time: float) -> None:
         with self._transaction() as db:
             db.execute("UPDATE engines SET closed_at = ? WHERE id = ?", (time, engine))
+            db.execute("DELETE FROM notices WHERE engine = ?", (engine,))
 
     def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
         with self._transaction() as db:
@@ -741,6 +744,11 @@ class SqliteStore:
                 [(when, engine, limit) for limit, when in free_at.items()],
             )
             db.execute("DELETE FROM shares WHERE engine = ? AND free_at IS NULL", (engine,))
+
+    def tell(self, engine: int, notices: Sequence[NoticeRow], before: float) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM notices WHERE engine = ? OR time < ?", (engine, before))
+            db.executemany("INSERT INTO notices VALUES (?,?,?,?,?)", notices)
 
     def request(self, run: int, kind: str, time: float) -> None:
         with self._transaction() as db:
@@ -1731,6 +1739,7 @@ SPANS = (
     " WHERE id BETWEEN ? AND ? AND started_at IS NOT NULL ORDER BY id LIMIT ?"
 )
 LIMITS = 'SELECT name, "limit", period, burst FROM limits ORDER BY name LIMIT 10000'
+NOTICES = "SELECT kind, name, engine, time, data FROM notices WHERE kind = ?"
 SHARES = 'SELECT "limit", engine, units, wanted, since, free_at FROM shares LIMIT 10000'
 
 
@@ -1847,6 +1856,14 @@ class SqliteReader:
         limits = await self._all(LIMITS, ())
         shares = await self._all(SHARES, ())
         return [LimitRow(*row) for row in limits], [ShareRow(*row) for row in shares]
+
+    async def notices(self, kind: str, names: Sequence[str] | None = None) -> list[NoticeRow]:
+        sql, values = NOTICES, [kind]
+        if names is not None:
+            sql += f" AND name IN ({','.join('?' * len(names))})"
+            values += names
+        rows = await self._all(f"{sql} ORDER BY name, engine LIMIT 10000", values)
+        return [NoticeRow(*row) for row in rows]
 
     async def planned(self, question: Question[T]) -> list[T]:
         return [question.make(row) for row in await self._all(question.sql, question.values)]

@@ -26,7 +26,7 @@ PAGES = {
     "#/runs": "tbody tr >> nth=40",
     f"{RUN}?task=fetch": "tr.opened tbody tr >> nth=20",
     FAILED: "text=Traceback",
-    WAITING: "text=Why is this not moving?",
+    WAITING: "text=What it waits for",
     f"{RUN}/logs": ".log-line >> nth=100",
     f"{RUN}/artifacts": "text=Summary",
     "#/deployments": "tbody tr >> nth=3",

@@ -214,7 +214,7 @@ async def test_runs_are_resumed_cancelled_forked_and_removed(server: Server) -> 
     waiting = await server.engine.submit(waits)
     await asyncio.sleep(0.05)
     shown = await server.get(f"/api/runs/{waiting.id}")
-    assert shown["waits"][0]["kind"] == "wait"
+    assert shown["waits"][0]["kind"] == "sleep"
     await server.ask("POST", f"/api/runs/{waiting.id}/cancel")
     assert (await waiting.wait()).is_cancelled()
     done = await server.ask(

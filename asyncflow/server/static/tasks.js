@@ -4,6 +4,7 @@ import { get, items, part } from "./api.js";
 import { fill, h, icon, keyed } from "./dom.js";
 import { STATES, duration, number, words } from "./format.js";
 import { at, badge, complain, dialog, empty, facts, failure, pager, result, shortId, stateBar, table, tags, took, when } from "./parts.js";
+import { waitBanner } from "./waits.js";
 
 const ROWS = 25;
 const NAMES = 60;
@@ -140,11 +141,19 @@ export function taskTable(context, id) {
   async function open(seq) {
     try {
       const one = await get(`runs/${part(id)}/task-runs/${part(seq)}`, null, context.signal);
-      dialog(one.name, detail(id, one, open), { wide: true });
+      context.setQuery({ open: String(seq) });
+      const shown = dialog(one.name, detail(id, one, open), { wide: true });
+      shown.addEventListener("close", () => {
+        if (!context.signal.aborted && query.get("open") === String(seq)) context.setQuery({ open: null });
+      });
+      context.signal.addEventListener("abort", () => shown.close());
     } catch (error) {
+      if (query.get("open")) context.setQuery({ open: null });
       complain(error);
     }
   }
+
+  if (query.get("open")) open(query.get("open"));
 
   return {
     node: h("div", null, box, more),
@@ -189,6 +198,7 @@ function detail(id, one, open) {
       ["Id", h("span.mono", null, shortId(one.id))],
     ]),
     one.message && one.message !== one.error?.message ? h("p.message", null, one.message) : null,
+    waitBanner(one.waits),
     one.error ? [h("h3", null, "Error"), failure(one.error)] : null,
     one.attempts_list?.length
       ? [h("h3", null, "Attempts that failed"),

@@ -2,12 +2,13 @@
 
 import { get, mayAct, part, post, session } from "../api.js";
 import { tellEnd } from "../asked.js";
-import { fill, h, icon, keyed } from "../dom.js";
+import { fill, h, keyed } from "../dom.js";
 import { FINAL, bytes, number, pretty, shortTime } from "../format.js";
 import { graph } from "../graph.js";
 import { asJson, same } from "../schema.js";
 import { taskTable } from "../tasks.js";
 import { timeline } from "../timeline.js";
+import { waitBanner } from "../waits.js";
 import {
   at, attempt, badge, button, card, complain, confirm, dialog, facts, failure, field, json, result,
   runLink, shortId, table, tags, toast, took, when,
@@ -56,7 +57,7 @@ export function run(context) {
     if (show.print !== print) {
       show.print = print;
       showHead(head, next, loader);
-      fill(banner, waits(next));
+      fill(banner, banners(next));
     }
     view.show?.(next, before);
   }
@@ -224,16 +225,9 @@ function again(run, how) {
   });
 }
 
-function waits(run) {
-  const list = run.waits ?? [];
-  return [
-    list.length
-      ? h("section.banner", { "aria-label": "Why is this not moving?" }, icon("SCHEDULED"),
-          h("div", null, h("strong", null, "Why is this not moving?"),
-            h("ul", null, list.map((one) => h("li", null, one.text)))))
-      : null,
-    run.error ? failure(run.error) : null,
-  ];
+function banners(run) {
+  const moves = run.state === "RUNNING" && run.tasks.some((one) => one.counts.RUNNING);
+  return [waitBanner(run.waits, moves ? "What it waits for" : undefined), run.error ? failure(run.error) : null];
 }
 
 // --- overview ----------------------------------------------------------------------------------
