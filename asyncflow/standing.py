@@ -69,6 +69,7 @@ class Standing:
         self._leaders = engine.executor.cache.leaders() if engine.executor.cache else {}
         self._limits: dict[Limit, Held] = {}
         self._complete = False
+        self._shorts: dict[int, tuple[str, Held, float | None] | None] = {}
 
     # --- limits ---------------------------------------------------------------------------------
 
@@ -291,6 +292,13 @@ class Standing:
 
     def _short(self, needs: Needs) -> Reason | None:
         """The limit that has no room for *needs*, as a reason."""
+        key = id(needs)  # all calls of a task have the same object
+        if key not in self._shorts:
+            self._shorts[key] = self._blocker(needs)
+        found = self._shorts[key]
+        return None if found is None else Reason(kind=found[0], limit=found[1], until=found[2])
+
+    def _blocker(self, needs: Needs) -> tuple[str, Held, float | None] | None:
         for limit, _ in needs:
             if isinstance(limit, Rate):
                 limit.refresh(self._mono)
@@ -301,7 +309,7 @@ class Standing:
         if isinstance(full, Rate):
             until = self._free_at(full, next(n for limit, n in needs if limit is full))
         kind = "max_concurrency" if held.scope != "shared" else "rate" if full.timed else "limit"
-        return Reason(kind=kind, limit=held, until=until)
+        return kind, held, until
 
     # --- names ----------------------------------------------------------------------------------
 

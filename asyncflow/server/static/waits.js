@@ -29,7 +29,7 @@ function about(one) {
   if (one.until) lines.push(["Until", h("li", null, when(one.until))]);
   if (!lines.length) return null;
   return h("dl.about-wait", null, lines.map(([title, list]) =>
-    h("div", null, h("dt", null, title), h("dd", null, h("ul.inline", null, list)))));
+    h("div", null, h("dt", null, title), h("dd", null, h("ul.names", null, list)))));
 }
 
 /** Who holds units of a limit, each with a link to it. */

@@ -38,7 +38,7 @@ export function limits(context) {
         h("span.num", null, `${number(one.used)}${one.size === null || one.size === undefined ? "" : ` / ${number(one.size)}`}`)),
         one.free_at ? h("p.muted.small", null, "used up until ", when(one.free_at)) : null),
       h("td.wide", null, one.holders.length || one.more
-        ? h("ul.inline.small", null, holderList(one.holders, one.more, 6))
+        ? h("ul.names.small", null, holderList(one.holders, one.more, 6))
         : h("span.muted", null, one.period ? "used when code starts" : "nobody")),
       h("td.middle.right", null, one.waiting ? number(one.waiting) : h("span.muted", null, "–")),
       isNamed ? h("td.right", null, mayAct()
