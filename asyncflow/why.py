@@ -480,11 +480,15 @@ def _recorded(row: RunRow) -> list[Reason]:
         told = json.loads(row.waits_for or b"{}")
     except ValueError:
         told = {}
-    kind = {"pause": "answer", "event": "event", "import": "owner"}.get(told.get("kind"), "sleep")
+    kind = _RECORDED.get(str(told.get("kind")), "sleep")
     what = str(told.get("name", "")) if kind == "event" else ""
     if kind == "owner":
         what = "it was imported before it had ended: resume it to go on"
     return [Reason(kind=kind, since=row.state_at, until=row.wake_at, what=what)]
+
+
+#: What `RunRow.waits_for` calls the kinds of waits.
+_RECORDED = {"pause": "answer", "event": "event", "import": "owner"}
 
 
 async def _of_rows(row: RunRow, reader: Reader) -> list[Reason]:
