@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from asyncflow.context import CURRENT
+from asyncflow.context import CURRENT, TOLD
 from asyncflow.executor import Executor
 from asyncflow.failures import told
 from asyncflow.flowrun import run_state
@@ -55,10 +55,10 @@ class Hooks:
         """Call the hooks for the state that a call or run is in."""
         hooks = item.options.hooks.at(item.phase)
         if isinstance(item, Run):
-            await self._call(hooks, owner, FlowRun(self._engine, item), run_state(item))
+            run: FlowRun[Any] = FlowRun(self._engine, item)
+            await self._call(hooks, owner, run, run_state(item), item)
         else:
-            view = TaskRun.of_call(item)
-            await self._call(hooks, owner, view, Executor.state_of(item), item)
+            await self._call(hooks, owner, TaskRun.of_call(item), Executor.state_of(item), item)
 
     async def _call(
         self,
@@ -66,22 +66,25 @@ class Hooks:
         owner: Any,
         view: Any,
         state: State[Any],
-        call: Call | None = None,
+        item: Call | Run,
     ) -> None:
         """Call hooks one after another. One that fails or takes too long changes nothing.
 
         Each has a task of its own, so that one that will not stop can be left to itself.
 
         Args:
-            call: whose hooks they are, if they are of a task: what they log and show is its.
+            item: whose hooks they are: what they log is its.
         """
         engine = self._engine
         for hook in hooks:
             name = getattr(hook, "__name__", repr(hook))
-            # What tells of a call is any worker, which may have begun for another one.
-            context = copy_context() if call is None else call.context.copy()
-            if call is not None:
-                context.run(CURRENT.set, call)
+            if isinstance(item, Run):
+                context = copy_context()
+                context.run(TOLD.set, (CURRENT.get(), item))
+            else:
+                # What tells of a call is any worker, which may have begun for another one.
+                context = item.context.copy()
+                context.run(CURRENT.set, item)
             calling = context.run(
                 engine.executor.background,
                 self._call_one(hook, owner, view, state),

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from asyncflow.context import CURRENT
+from asyncflow.context import logged
 from asyncflow.store.base import LogRow
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class LogCapture(logging.Handler):
         self._waiting = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        scope = CURRENT.get()
+        scope = logged()
         if scope is not None:
             run = scope.run
             if run.engine is self._engine:

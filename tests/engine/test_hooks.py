@@ -345,3 +345,41 @@ async def test_what_hooks_of_a_task_log_is_of_the_call_that_they_are_told_of(
     lines = [(line.task_run_id, line.message) for line in await engine.logs(run.id)]
     assert len(lines) == 8
     assert [of for of, _ in lines] == [told for _, told in lines]
+
+
+async def test_what_hooks_of_a_flow_log_is_of_the_run_that_they_are_told_of(
+    engine: Engine,
+) -> None:
+    @flow
+    async def other() -> None:
+        get_run_logger().info("in a run of its own")
+
+    def begins(owner: Any, run: Any, state: Any) -> None:
+        get_run_logger().info("begins")
+
+    async def ends(owner: Any, run: Any, state: Any) -> None:
+        get_run_logger().info("ends")
+        if run.parent_id is None:
+            await other()  # the run has ended: this is none of its children
+
+    hooks: Any = {"on_running": begins, "on_completion": ends}
+
+    @flow(**hooks)
+    async def child() -> None:
+        get_run_logger().info("child")
+
+    @flow(**hooks)
+    async def parent() -> None:
+        await child()
+
+    run = await engine.submit(parent)
+    await run
+    lines = {
+        one.flow_name: [line.message for line in await engine.logs(one.id)]
+        for one in await engine.runs()
+    }
+    assert lines == {
+        "parent": ["begins", "ends"],
+        "child": ["begins", "child", "ends"],
+        "other": ["in a run of its own"],
+    }
