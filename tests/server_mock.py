@@ -551,6 +551,7 @@ class Data:
             "cut": False,
             "failures": of("FAILED", "CRASHED"),
             "running": of("RUNNING"),
+            "latest": self.runs[:8],
             "attention": of("PAUSED")[:3],
             "late": [
                 {"deployment": "train-hourly", "schedule": HOSTILE[0], "late_since": self.at(4000)}

@@ -436,6 +436,7 @@ async def summary(api: Api, q: models.SummaryQuery) -> dict[str, Any]:
         for name, query in (
             ("failures", RunQuery(states=("FAILED", "CRASHED"), parent=None, limit=10)),
             ("running", RunQuery(states=("RUNNING",), parent=None, limit=10)),
+            ("latest", RunQuery(parent=None, limit=8)),
             # By their type, of which there is an index; those that only sleep are left out.
             ("attention", RunQuery(states=("PAUSED",), parent=None, limit=200)),
         )

@@ -428,6 +428,7 @@ class Summary(BaseModel):
     cut: bool
     failures: list[Run]
     running: list[Run]
+    latest: list[Run]
     attention: list[Run]
     late: list[Late]
 

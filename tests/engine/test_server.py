@@ -129,7 +129,9 @@ async def test_a_run_is_told_with_its_tasks_logs_and_timeline(server: Server) ->
     assert {line["task_run_id"] for line in own["items"]} == {failed["id"]}
     summary = await server.get("/api/summary")
     assert summary["states"] == {"FAILED": 1}
-    assert [r["id"] for r in summary["failures"]] == [run.id]
+    assert (
+        [r["id"] for r in summary["failures"]] == [r["id"] for r in summary["latest"]] == [run.id]
+    )
 
 
 async def test_what_a_run_shows_is_told(server: Server) -> None:

@@ -31,6 +31,7 @@ export function home(context) {
   const attention = h("div.list");
   const failures = h("div.list");
   const running = h("div.list");
+  const latest = h("div.list");
   const late = h("div.list");
   const lateCard = card("Late schedules", late);
   const attentionCard = card("Needs attention", attention);
@@ -57,6 +58,7 @@ export function home(context) {
     chart.show(found.buckets ?? []);
     show(failures, found.failures, "Nothing has failed.");
     show(running, found.running, "Nothing is running.");
+    show(latest, found.latest, "No flow has run yet.");
     attentionCard.hidden = !found.attention?.length;
     show(attention, found.attention, "");
     lateCard.hidden = !found.late?.length;
@@ -82,6 +84,7 @@ export function home(context) {
     h("div.grid.two", null,
       card("Running", running, h("a.more", { href: at("runs", { state: "RUNNING", parent: "any" }) }, "All")),
       card("Failures", failures, h("a.more", { href: at("runs", { state: ["FAILED", "CRASHED"] }) }, "All"))),
+    card("Latest runs", latest, h("a.more", { href: at("runs") }, "All")),
   );
 }
 
