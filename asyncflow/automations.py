@@ -367,7 +367,18 @@ class ResumeRun(_Action):
 
 
 @dataclass(frozen=True)
-class PauseSchedule(_Action):
+class _OfSchedules(_Action):
+    deployment: str
+    schedule: str | None = None
+
+    def __post_init__(self) -> None:
+        _text(self, "deployment", self.deployment)
+        if self.schedule is not None:
+            _text(self, "schedule", self.schedule)
+
+
+@dataclass(frozen=True)
+class PauseSchedule(_OfSchedules):
     """Pause the schedules of a deployment.
 
     Args:
@@ -380,17 +391,9 @@ class PauseSchedule(_Action):
 
     type: ClassVar[str] = "pause-schedule"
 
-    deployment: str
-    schedule: str | None = None
-
-    def __post_init__(self) -> None:
-        _text(self, "deployment", self.deployment)
-        if self.schedule is not None:
-            _text(self, "schedule", self.schedule)
-
 
 @dataclass(frozen=True)
-class ResumeSchedule(_Action):
+class ResumeSchedule(_OfSchedules):
     """Let the schedules of a deployment go on.
 
     Args:
@@ -402,14 +405,6 @@ class ResumeSchedule(_Action):
     """
 
     type: ClassVar[str] = "resume-schedule"
-
-    deployment: str
-    schedule: str | None = None
-
-    def __post_init__(self) -> None:
-        _text(self, "deployment", self.deployment)
-        if self.schedule is not None:
-            _text(self, "schedule", self.schedule)
 
 
 @dataclass(frozen=True)
