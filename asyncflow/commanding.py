@@ -23,6 +23,7 @@ from asyncflow.errors import (
     RunNotResumable,
     RunTaken,
     StoreClosed,
+    StoreError,
     UnknownFlow,
     UnknownRun,
 )
@@ -44,6 +45,8 @@ AT_ONCE = 10
 LOOK = 0.5
 #: Seconds after the time of a command is over until that is written.
 AFTER = 0.2
+#: Seconds between attempts to store what has become of one.
+WAITS = (0.2, 1.0, 5.0)
 #: Seconds that commands which are being carried out have when an engine is closed.
 LAST_WORDS = 5.0
 
@@ -337,7 +340,14 @@ class Commands(Rounds):
                 end = commands.ended(seen, engine.id, now, failed=failed, detail=detail, made=made)
                 return end._replace(arguments=hidden) if end is not None else None
 
-            await self._change(row.id, settle)
+            for wait in WAITS:
+                try:
+                    await self._change(row.id, settle)
+                    break
+                except StoreError:
+                    await asyncio.sleep(wait)
+            else:
+                await self._change(row.id, settle)
         except AsyncflowError as error:
             engine.report(f"what became of a command ({row.kind}) cannot be stored: {error}")
         finally:

@@ -745,10 +745,11 @@ def server() -> None:
 )  # fmt: skip
 @here
 def server_start(**options: Any) -> None:
-    """Show what a database has, and change what needs no code of yours.
+    """Show what a database has, and change it. What needs code of yours, `asyncflow serve` or your
+    service is asked for.
 
-    It runs no flows. An engine that does can serve the same dashboard itself, with more that can
-    be done: engine.serve_dashboard().
+    It runs no flows. An engine that does can serve the same dashboard itself:
+    engine.serve_dashboard().
     """
     from asyncflow.cli.web import start_server
 

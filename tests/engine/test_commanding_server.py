@@ -41,7 +41,9 @@ class Login(pydantic.BaseModel):
 
 
 @flow
-async def signs(login: Login, key: pydantic.SecretStr, n: int = 1) -> int:
+async def signs(
+    login: Login, key: pydantic.SecretStr, others: dict[str, list[Login]] | None = None, n: int = 1
+) -> int:
     return n
 
 
@@ -219,6 +221,9 @@ async def test_secrets_are_not_handed_on(server: Server, taker: Engine) -> None:
         for at in ("/deployments/signs/run", f"/runs/{run.id}/rerun", f"/runs/{run.id}/fork"):
             said = await server.post(at, {"parameters": {name: value}}, status=409)
             assert f"the parameter '{name}' is or holds a secret" in said["detail"]
+    deep = {"parameters": {"others": {"a": [login]}}}
+    said = await server.post("/deployments/signs/run", deep, status=409)
+    assert "the parameter 'others' is or holds a secret" in said["detail"]
     done = await server.end(await server.post("/deployments/signs/run", {"parameters": {"n": 7}}))
     assert (await server.engine.wait(done["made_run_id"])).result() == 7
 

@@ -15,9 +15,10 @@ from virtual import now, virtual_engine, virtually
 
 from asyncflow import Engine, MemoryStore, flow, pause_flow_run, task
 from asyncflow.commands import PATIENCE
-from asyncflow.errors import StoreClosed
+from asyncflow.errors import StoreClosed, StoreError
 from asyncflow.registry import _FLOWS
 from asyncflow.store import planning
+from asyncflow.store.base import Writes
 from asyncflow.store.planning import CommandRow
 
 FAIL: list[bool] = []
@@ -292,6 +293,27 @@ async def test_an_engine_that_is_closed_gives_back_what_it_has_not_done() -> Non
 
 
 @virtually
+async def test_an_end_that_cannot_be_stored_at_once_is_stored_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two() as (server, taker):
+        run = await failed_run(taker)
+        await taker.recover()
+        change, failures = taker.commands._change, [1, 1]
+
+        async def fails(command: str, decide: Any) -> CommandRow | None:
+            if taker.commands._under_way and failures:
+                failures.pop()
+                raise StoreError("the disk is full")
+            return await change(command, decide)
+
+        monkeypatch.setattr(taker.commands, "_change", fails)
+        row = await end(server, await ask(server, "rerun", {}, run=run))
+        assert (row.state, row.taken, failures) == ("DONE", 1, [])
+        assert len(await server.runs()) == 2
+
+
+@virtually
 async def test_the_same_key_gives_the_same_run_by_whichever_way() -> None:
     async with two() as (server, taker):
         run = await failed_run(taker)
@@ -359,6 +381,41 @@ async def test_code_that_is_not_loaded_is_imported_as_by_a_recovery(
         assert row.state == "DONE", row.detail
         assert (await server.wait(row.made or "")).result() == 7
     sys.modules.pop(name, None)
+
+
+@virtually
+async def test_a_run_whose_code_no_engine_has_is_refused_with_the_reason() -> None:
+    store = MemoryStore()
+    async with two(store) as (server, taker), virtual_engine(store) as other:
+
+        @flow(name="versions", version="1")
+        async def versions() -> None:
+            raise RuntimeError("as it was")
+
+        run = await taker.submit(versions)
+        await run.wait()
+        lost = await failed_run(taker)
+        row = await server.reader.find_run(lost)
+        assert row is not None
+        nowhere = '{"key": "gone:gone", "module": "gone", "qualname": "gone", "file": null}'
+        store.write(Writes(runs=[row._replace(flow_ref=nowhere, flow_name="gone")]))
+        versions = flow(name="versions", version="2")(versions.fn)
+        for one in (taker, other):
+            await one.recover()
+        begun = now()
+        for run_id, said in ((run.id, "begun by version '1'"), (lost, "the code of flow 'gone'")):
+            end_ = await end(server, await ask(server, "resume", {}, run=run_id))
+            assert (end_.state, end_.taken, said in end_.detail) == ("FAILED", 0, True), end_
+            assert sorted(json.loads(end_.declined)) == [taker.id, other.id]
+        assert now() - begun < PATIENCE / 2, "nobody has to wait until it expires"
+
+
+@virtually
+async def test_a_command_of_a_newer_version_is_left_to_who_knows_it() -> None:
+    async with two() as (server, taker):
+        await taker.recover()
+        row = await end(server, await ask(server, "levitate", {}, run="any"))
+        assert (row.state, "knows nothing of 'levitate'" in row.detail) == ("FAILED", True)
 
 
 @virtually
