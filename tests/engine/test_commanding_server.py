@@ -27,7 +27,7 @@ async def double(n: int) -> int:
     return 2 * n
 
 
-@flow
+@flow(name="served for another")
 async def served(n: int = 1) -> int:
     found = await double(n)
     if FAIL:
@@ -238,7 +238,7 @@ async def test_an_answer_is_checked_where_its_model_is(server: Server, taker: En
 
 
 async def test_a_flow_is_deployed_where_it_is_known(server: Server, taker: Engine) -> None:
-    body = {"flow": "served", "schedules": [{"cron": "0 3 * * *"}], "overlap": "allow"}
+    body = {"flow": "served for another", "schedules": [{"cron": "0 3 * * *"}], "overlap": "allow"}
     said = await server.ask("PUT", "/deployments/new", 202, body)
     assert (await server.end(said))["state"] == "DONE"
     assert (await server.get("/deployments/new"))["source"] == "api"
@@ -296,7 +296,7 @@ async def test_the_client_waits_for_what_is_only_asked_for(server: Server, taker
             await client.wait(made.id)
             assert (await client.run(made.id)).result.value == 6
         assert (await client.resume(run)).id == run
-        made = await client.declare_deployment("new", flow="served")
+        made = await client.declare_deployment("new", flow="served for another")
         assert made.name == "new"
         with pytest.raises(CommandFailed, match="has no parameter 'm'"):
             await client.rerun(run, {"m": 3})

@@ -37,7 +37,7 @@ async def double(n: int) -> int:
     return 2 * n
 
 
-@flow
+@flow(name="asked of another")
 async def asked(n: int = 1) -> int:
     found = await double(n)
     if FAIL:
@@ -343,7 +343,7 @@ async def test_a_flow_is_deployed_where_it_is_known() -> None:
     async with two() as (server, taker):
         await taker.recover()
         given = {
-            "flow": "asked",
+            "flow": "asked of another",
             "schedules": [{"cron": "0 3 * * *", "start": "2026-01-01T00:00Z"}],
         }
         row = await end(server, await ask(server, "deploy", given, deployment="new"))
