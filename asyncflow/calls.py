@@ -173,6 +173,11 @@ def _occurrence(identity: bytes) -> tuple[bytes, int]:
     return first, int.from_bytes(identity[-4:], "big")
 
 
+def inputs_of(identity: bytes) -> str:
+    """The inputs of a call, for people; "" where they are too long to stand in its identity."""
+    return shown_inputs(_occurrence(identity)[0][9:]) if len(identity) > 9 else ""
+
+
 def _numbered(first: bytes, n: int) -> bytes:
     """The identity of the n-th (from 0) of all calls that are equal to *first*."""
     if not n:

@@ -30,6 +30,7 @@ from asyncflow.errors import (
 from asyncflow.failures import blame, dump, is_rolled_back, note_attempts, told
 from asyncflow.limits import RETAKE
 from asyncflow.machine import Machine
+from asyncflow.retry import shown_seconds
 from asyncflow.run import MISSING, Batch, Call, Hold, Item, Run
 from asyncflow.states import SKIPPED, State, StateType
 from asyncflow.store.base import AttemptRow
@@ -788,7 +789,7 @@ class Executor:
         run.retried += 1
         line = f"attempt {call.attempt}: {told(error, 500)}"
         call.past = [*(call.past or ()), line]
-        text = f"{line[:300]}; next in {wait:.3g} s"
+        text = f"{line[:300]}; next in {shown_seconds(wait)}"
         retry_at = self.steady.time() + wait
         if self.journal is not None:
             self.journal.attempt(

@@ -36,6 +36,7 @@ from asyncflow.ids import new_run_id
 from asyncflow.limits import Slots
 from asyncflow.registry import reference
 from asyncflow.resources import Opened
+from asyncflow.retry import shown_seconds
 from asyncflow.run import MISSING, Call, Item, Run
 from asyncflow.spec import Spec, flat, is_shielded, make_name
 from asyncflow.states import SKIPPED, State, StateType
@@ -819,7 +820,7 @@ class Flows:
     async def _wait_again(self, run: Run, error: BaseException, wait: float) -> None:
         """An attempt of the run failed and another follows: what completed is kept."""
         engine = self._engine
-        text = f"{failures.told(error, 400)}; next attempt in {wait:.3g} s"
+        text = f"{failures.told(error, 400)}; next attempt in {shown_seconds(wait)}"
         run.failed_seqs = ended_by(run, error)
         run.extra.wake_at = engine.steady.time() + wait
         engine.move_run(run, S.SCHEDULED, "AwaitingRetry", text[:500])

@@ -204,3 +204,8 @@ def parse_retry_after(text: str, now: float) -> float | None:
             return None
         return max(0.0, when.timestamp() - now)
     return max(0.0, seconds) if isfinite(seconds) else None
+
+
+def shown_seconds(seconds: float) -> str:
+    """How long somebody waits, for people."""
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"

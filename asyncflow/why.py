@@ -9,6 +9,7 @@ engines have told of the limits that it waits for.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -283,7 +284,12 @@ def _holder(one: Holder) -> str:
 def _thing(one: Thing) -> str:
     if one.left:
         return f"{one.name} ({one.left:,} left)"
-    return f"{one.name} ({one.state.lower()})" if one.state else one.name
+    return f"{one.name} ({_words(one.state)})" if one.state else one.name
+
+
+def _words(state: str) -> str:
+    """The name of a state in small words: "awaiting retry"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", state).lower()
 
 
 def _listed(names: list[str], more: int) -> str:
@@ -458,12 +464,16 @@ async def why(row: RunRow, look: Look, live: Why | None = None) -> Why:
         told = await look.reader.notices("run", [str(row.pk)])
         known = next((Why(*loaded(one)) for one in told if one.engine == row.engine), None)
     known = known or Why([])
-    of_body = {one.kind for one in known.reasons if not one.calls}
+    # What the body waits for, and which call needs a person, is known better.
+    of_body = {one.kind for one in known.reasons if not one.calls or one.kind == "attention"}
     found += [one for one in _recorded(row) if one.kind not in of_body]
     kinds = {one.kind for one in known.reasons}
     found += known.reasons
     if live is None:
-        found += [one for one in await _of_rows(row, look.reader) if one.kind not in kinds]
+        of_rows = [one for one in await _of_rows(row, look.reader) if one.kind not in kinds]
+        if any(one.kind == "attention" for one in of_rows):
+            found = [one for one in found if one.kind != "attention"]
+        found += of_rows
     found = await with_others(found, look)
     return Why(found, known.pending)
 

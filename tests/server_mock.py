@@ -280,6 +280,17 @@ class Data:
                 for i, (s, name) in enumerate(story)
             ],
             "waits": a_wait(self.at(300)) if run["state"] == "RUNNING" else [],
+            "asks": run["state_name"] == "Paused",
+            "progress": [
+                {
+                    "name": HOSTILE[0],
+                    "seq": None,
+                    "done": 3.0,
+                    "total": 7.0 if n % 2 else None,
+                    "message": HOSTILE[1],
+                    "updated_at": self.at(300),
+                }
+            ],
             "children": [one for one in self.runs if one["parent_id"] == run["id"]],
             "tasks": [
                 {
@@ -907,8 +918,12 @@ class Mock:
                     **plain,
                     "attempts_list": tries,
                     "result": {"kind": "json", "value": [1, HOSTILE[0]], "bytes": 9},
+                    "inputs": f"({HOSTILE[0]!r}, 7)",
                     "waits": a_wait(self.data.at(300)) if plain["state"] == "RUNNING" else [],
                 }
+            case "forms", []:
+                takes()
+                return {"parameters": None, "answer": SCHEMA}
             case "logs", []:
                 takes("level", "text", "task_run", "limit", "cursor")
                 after, limit = int(q.get("cursor", 0)), int(q.get("limit", 200))

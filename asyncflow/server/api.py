@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from asyncflow import __version__, codec, standing
 from asyncflow.automations import automation_from_dict
+from asyncflow.calls import inputs_of
 from asyncflow.configfile import schedules_from_json
 from asyncflow.deployments import Deployment
 from asyncflow.errors import (
@@ -53,6 +54,7 @@ from asyncflow.standing import look
 from asyncflow.states import StateType, default_name
 from asyncflow.store import planning
 from asyncflow.store.base import (
+    ArtifactQuery,
     AttemptRow,
     EventQuery,
     LogQuery,
@@ -76,6 +78,8 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: Runs that a summary counts at most.
 MOST_COUNTED = 20_000
+#: Characters of inputs, and lines of progress, that are shown of a run.
+MOST_INPUTS, MOST_PROGRESS = 2_000, 20
 #: Spans between two tasks that are looked at for the edges of a graph.
 MOST_EDGES = 5_000
 _NOT_COMPLETED = tuple(s.value for s in StateType if s is not StateType.COMPLETED)
@@ -508,6 +512,8 @@ async def show_run(api: Api, run_id: str) -> dict[str, Any]:
             for s in await api.reader.states(row.pk)
         ],
         "waits": [reason_json(one) for one in known.reasons],
+        "asks": _waited_for(row).get("schema") is not None,
+        "progress": await _progress(api, row),
         "children": await runs_json(api, children[::-1]),
         "tasks": [
             {
@@ -521,6 +527,62 @@ async def show_run(api: Api, run_id: str) -> dict[str, Any]:
         ],
         "edges": await _edges(api, row),
     }
+
+
+def _waited_for(row: RunRow) -> dict[str, Any]:
+    """What the body of a run waits for, as it is stored."""
+    try:
+        found = json.loads(row.waits_for or b"{}")
+    except ValueError:
+        return {}
+    return found if type(found) is dict and not StateType(row.state).is_final else {}
+
+
+async def _progress(api: Api, row: RunRow) -> list[dict[str, Any]]:
+    """How far a run says that it is; what is not complete first."""
+    query = ArtifactQuery(run=row.pk, kinds=("progress",), limit=MOST_PROGRESS * 5)
+    found = []
+    for one in (await api.reader.artifacts(query)).rows:
+        data = json.loads(one.data or b"{}")
+        done, total = data.get("done", 0.0), data.get("total")
+        named = not one.key.startswith("~")
+        found.append(
+            {
+                "name": one.key if named else None,
+                "seq": one.seq,
+                "done": done,
+                "total": total,
+                "message": data.get("message", ""),
+                "updated_at": moment(one.updated_at),
+            }
+        )
+    found.sort(key=lambda p: p["total"] is not None and p["done"] >= p["total"])
+    return found[:MOST_PROGRESS]
+
+
+@route("GET", "/runs/{run_id}/forms", models.Forms)
+async def show_forms(api: Api, run_id: str) -> dict[str, Any]:
+    """What a form for the parameters of a run, or for the answer that it waits for, is made of."""
+    row = await api.row(run_id)
+    answer = _waited_for(row).get("schema")
+    return {
+        "parameters": await _parameter_schema(api, row),
+        "answer": answer if type(answer) is dict else None,
+    }
+
+
+async def _parameter_schema(api: Api, row: RunRow) -> dict[str, Any] | None:
+    """The schema of a run's parameters; None: its flow is not known here. Nothing is imported."""
+    rows = await api.reader.planned(planning.deployments(row.deployment))
+    for one in rows:
+        if one.name == row.deployment or one.flow_name == row.flow_name:
+            found = json.loads(one.spec).get("parameter_schema")
+            if found:
+                schema: dict[str, Any] = found
+                return schema
+    key = json.loads(row.flow_ref or "{}").get("key")
+    fitting = [flow for flow in declared(row.flow_name) if flow.key == key]
+    return fitting[0].parameters.json_schema() if len(fitting) == 1 else None
 
 
 async def _edges(api: Api, row: RunRow) -> list[tuple[str, str]]:
@@ -574,6 +636,7 @@ async def show_task_run(api: Api, run_id: str, seq: str) -> dict[str, Any]:
     return {
         **task_json(row.id, one, api.engine.clock.time()),
         "attempts_list": attempts,
+        "inputs": inputs_of(one.identity)[:MOST_INPUTS] or None,
         "result": _result(one.result_kind, one.result),
         "waits": [reason_json(w) for w in await _task_waits(api, row, one, live)],
     }

@@ -193,14 +193,38 @@ class TaskSummary(BaseModel):
     last_ended: datetime | None
 
 
+class Progress(BaseModel):
+    """How far a flow or a task says that it is."""
+
+    #: What it was called; else the name of the task run, or null: the flow itself.
+    name: str | None
+    seq: int | None
+    done: float
+    total: float | None
+    message: str
+    updated_at: datetime
+
+
 class RunDetail(Run):
     result: Result
     story: list[Story]
     waits: list[Wait]
+    #: Whether it waits for an answer that must fit a form: see /api/runs/ID/forms.
+    asks: bool
+    #: How far the flow and its tasks say that they are, 20 at most.
+    progress: list[Progress]
     children: list[Run]
     tasks: list[TaskSummary]
     #: Pairs of names: the second depends on the first.
     edges: list[list[str]]
+
+
+class Forms(BaseModel):
+    """JSON schemas: of the parameters of a run's flow, where it is known here, and of the answer
+    that the run waits for."""
+
+    parameters: dict[str, Any] | None
+    answer: dict[str, Any] | None
 
 
 class TaskQuery(Given):
@@ -253,6 +277,8 @@ class TaskCount(BaseModel):
 
 class TaskDetail(TaskRun):
     attempts_list: list[Attempt]
+    #: What it was called with, where that is short and plain enough to stand in its record.
+    inputs: str | None
     result: Result
     waits: list[Wait]
 

@@ -29,6 +29,7 @@ PAGES = {
     WAITING: "text=What it waits for",
     f"{RUN}/logs": ".log-line >> nth=100",
     f"{RUN}/artifacts": "text=Summary",
+    "#/attention": "text=They wait for a person",
     "#/deployments": "tbody tr >> nth=3",
     "#/deployments/nightly_report-hourly": "text=a run of it was still going on >> nth=0",
     f"#/deployments/{quote(HOSTILE[0], safe='')}": f"h1:has-text('{HOSTILE[0]}')",

@@ -4,6 +4,7 @@ import { begin, session, signIn } from "./api.js";
 import { repaint } from "./canvas.js";
 import { fill, h, icon } from "./dom.js";
 import * as live from "./live.js";
+import { attention } from "./pages/attention.js";
 import { automation, automations } from "./pages/automations.js";
 import { deployment, deployments } from "./pages/deployments.js";
 import { events } from "./pages/events.js";
@@ -15,12 +16,13 @@ import { variables } from "./pages/variables.js";
 import { at, button, complain, dialog, field, iconButton, tick, toastBox } from "./parts.js";
 
 const PAGES = [
-  ["", home], ["runs", runs], ["runs/*", run], ["runs/*/*", run], ["deployments", deployments],
+  ["", home], ["runs", runs], ["runs/*", run], ["runs/*/*", run], ["attention", attention], ["deployments", deployments],
   ["deployments/*", deployment], ["automations", automations], ["automations/*", automation],
   ["events", events], ["limits", limits], ["variables", variables],
 ];
 const NAVIGATION = [
   ["", "Home", "home", "h"], ["runs", "Runs", "runs", "r"],
+  ["attention", "Attention", "warn", "n"],
   ["deployments", "Deployments", "deployments", "d"], ["automations", "Automations", "automations", "a"],
   ["events", "Events", "events", "e"], ["limits", "Limits", "limits", "l"],
   ["variables", "Variables", "variables", "v"],

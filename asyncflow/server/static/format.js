@@ -28,6 +28,8 @@ export function shortTime(iso) {
   const today = new Date().toDateString() === new Date(iso).toDateString();
   return today ? clockTime(iso) : `${day.format(new Date(iso))} ${clock.format(new Date(iso))}`;
 }
+/** The day and minute of a time. */
+export const minuteOf = (iso) => `${day.format(new Date(iso))} ${hour.format(new Date(iso))}`;
 export const hourOf = (iso) => hour.format(new Date(iso));
 export const dayOf = (iso) => day.format(new Date(iso));
 

@@ -281,6 +281,10 @@ export function field(label, control, { help = "", required = false } = {}) {
   return node;
 }
 
+/** Whether a message says no more than an error that is shown beside it. */
+export const saysSame = (message, error) =>
+  Boolean(error) && (message === error.message || message === `${error.type}: ${error.message}`);
+
 /** The error of a run or task run. */
 export function failure(error) {
   if (!error) return null;

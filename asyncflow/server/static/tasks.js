@@ -3,13 +3,14 @@
 import { get, items, part } from "./api.js";
 import { fill, h, icon, keyed } from "./dom.js";
 import { STATES, duration, number, words } from "./format.js";
-import { at, badge, complain, dialog, empty, facts, failure, pager, result, shortId, stateBar, table, tags, took, when } from "./parts.js";
+import { at, badge, button, complain, dialog, empty, facts, failure, pager, result, saysSame, shortId, stateBar, table, tags, took, when } from "./parts.js";
 import { waitBanner } from "./waits.js";
 
 const ROWS = 25;
 const NAMES = 60;
 
-export function taskTable(context, id) {
+/** @param {function(string)|null} fork forks the run from a task run, by its id; null: may not */
+export function taskTable(context, id, fork) {
   const { query } = context;
   const body = h("tbody");
   const box = table("Tasks", [["Task"], ["Done", "right"], ["States", "bar-cell"], ["Began", "wide"], ["Took", "wide right"]], body);
@@ -127,7 +128,10 @@ export function taskTable(context, id) {
         h("td.middle.right", null, number(one.attempts)),
         h("td.wide.message-cell", null, one.error?.message || one.message)));
     runsBox.hidden = !found.length;
-    fill(none, found.length ? null : empty("No task run is like that."));
+    const total = list.find((one) => one.task === task)?.total ?? 0;
+    const rest = state.value || answer.next_cursor || cursors.length > 1 ? 0 : total - found.length;
+    fill(none, rest > 0 ? h("p.muted.small.rest", null, `${number(rest)} more ${rest === 1 ? "has" : "have"} not begun yet.`)
+      : found.length ? null : empty("No task run is like that."));
     fill(pages, pager({
       label: "Pages of task runs",
       first: cursors.length === 1,
@@ -142,7 +146,7 @@ export function taskTable(context, id) {
     try {
       const one = await get(`runs/${part(id)}/task-runs/${part(seq)}`, null, context.signal);
       context.setQuery({ open: String(seq) });
-      const shown = dialog(one.name, detail(id, one, open), { wide: true });
+      const shown = dialog(one.name, detail(id, one, open, fork), { wide: true });
       shown.addEventListener("close", () => {
         if (!context.signal.aborted && query.get("open") === String(seq)) context.setQuery({ open: null });
       });
@@ -171,7 +175,7 @@ export function taskTable(context, id) {
   };
 }
 
-function detail(id, one, open) {
+function detail(id, one, open, fork) {
   const seqOf = (task) => task.slice(task.lastIndexOf("-") + 1);
   const jump = (task) =>
     h("button.link", {
@@ -197,8 +201,8 @@ function detail(id, one, open) {
       ["Logs", h("a", { href: at(`runs/${part(id)}/logs`, { task_run: one.id }), onclick: (event) => event.target.closest("dialog").close() }, "of this task run")],
       ["Id", h("span.mono", null, shortId(one.id))],
     ]),
-    one.message && one.message !== one.error?.message ? h("p.message", null, one.message) : null,
-    waitBanner(one.waits),
+    one.message && !one.waits.length && !saysSame(one.message, one.error) ? h("p.message", null, one.message) : null,
+    waitBanner(one.waits, id),
     one.error ? [h("h3", null, "Error"), failure(one.error)] : null,
     one.attempts_list?.length
       ? [h("h3", null, "Attempts that failed"),
@@ -208,7 +212,16 @@ function detail(id, one, open) {
                 a.retry_at ? [", next ", when(a.retry_at)] : null),
               failure(a.error))))]
       : null,
+    h("h3", null, "Inputs"),
+    one.inputs ? h("pre.code", { tabindex: "0", role: "region", "aria-label": "Inputs" }, one.inputs)
+      : h("p.muted", null, "Not kept: they are too long for the record, or no plain values."),
     h("h3", null, "Result"),
     result(one.result),
+    fork && one.started_at
+      ? h("p", null, button("Fork from here…", (event) => {
+          event.target.closest("dialog").close();
+          fork(one.id);
+        }, { kind: "small" }))
+      : null,
   ];
 }

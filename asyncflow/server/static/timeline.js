@@ -99,8 +99,10 @@ export function timeline(signal, onPick) {
       g.lineTo(Math.round(x(at)) + 0.5, height);
       g.stroke();
       g.fillStyle = colour.muted;
-      g.textAlign = x(at) - left < 16 ? "left" : "center";
-      g.fillText(at === 0 ? "0" : duration(at / 1000), x(at), 9);
+      const text = at === 0 ? "0" : duration(at / 1000);
+      const half = g.measureText(text).width / 2;
+      g.textAlign = x(at) - left < 16 ? "left" : x(at) + half > width ? "right" : "center";
+      g.fillText(text, g.textAlign === "right" ? width : x(at), 9);
     }
     g.save();
     g.beginPath();

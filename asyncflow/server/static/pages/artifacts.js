@@ -22,7 +22,7 @@ export function artifacts(context, id) {
 }
 
 function draw(one) {
-  return card(one.key || words(one.kind.toUpperCase()), [one.description ? h("p.muted", null, one.description) : null, content(one)],
+  return card(one.key || words(one.kind.toUpperCase()), [one.description ? h("p.muted.about", null, one.description) : null, content(one)],
     h("span.muted.small", null, when(one.updated_at ?? one.created_at)));
 }
 
@@ -33,7 +33,7 @@ function content(one) {
   }
   if (one.kind === "table") return rows(data);
   if (one.kind === "link") return link(own(data, "url", "link"), own(data, "text", "link_text", ""));
-  if (one.kind === "image") return image(own(data, "url", "image_url"), one.description || one.key);
+  if (one.kind === "image") return image(data ?? {}, one.description || one.key || "picture");
   if (one.kind === "progress") return progress(data);
   return h("pre.code", null, textOf(data));
 }
@@ -52,23 +52,29 @@ function link(address, text) {
 }
 
 /** Only pictures that are in the artifact itself are shown: others would tell who looks. */
-function image(address, text) {
-  const found = String(address ?? "");
-  if (!/^data:image\/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+$/.test(found)) return link(found, found);
+function image(data, text) {
+  const found = `data:${data.mime};base64,${data.base64}`;
+  if (!/^data:image\/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+$/.test(found)) {
+    return h("p", null, "A picture elsewhere, which is not loaded here: ", link(data.url, data.url));
+  }
   const made = document.createElement("img");
   made.src = found;
   made.alt = text;
   return made;
 }
 
-function progress(data) {
-  const done = Number(data?.done ?? data?.progress ?? data ?? 0);
-  const total = Number(data?.total ?? 100) || 1;
+/** How far something is, with a bar where its end is known. */
+export function progress(data, label = "Progress") {
+  const done = Number(data?.done ?? 0);
+  const message = data?.message ? h("p.muted", null, data.message) : null;
+  if (data?.total === null || data?.total === undefined) {
+    return [message, h("p", null, `${number(done)} done, of how many is not known`)];
+  }
+  const total = Number(data.total) || 1;
   const share = Math.max(0, Math.min(1, done / total));
-  const bar = h("div.progress", { role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(share * 100), "aria-valuemin": "0", "aria-valuemax": "100" }, h("span"));
+  const bar = h("div.progress", { role: "progressbar", "aria-label": label, "aria-valuenow": Math.round(share * 100), "aria-valuemin": "0", "aria-valuemax": "100" }, h("span"));
   bar.firstElementChild.style.width = `${share * 100}%`;
-  const message = typeof data === "object" && data?.message ? h("p.muted", null, data.message) : null;
-  return [message, h("div.progress-row", null, bar, h("span.num", null, data?.total !== undefined ? `${number(done)} / ${number(total)}` : `${Math.round(share * 100)} %`))];
+  return [message, h("div.progress-row", null, bar, h("span.num", null, `${number(done)} / ${number(data.total)}`))];
 }
 
 function rows(data) {
@@ -90,6 +96,7 @@ function rows(data) {
       h("td", { class: isNumeric[i] ? "right" : "" }, cell === null || cell === undefined ? "" : textOf(cell).slice(0, 500))))));
   return [
     table("Table", head.map((name, i) => [String(name) || " ", isNumeric[i] ? "right" : ""]), body),
-    found.length > cells ? h("p.muted.small", null, `The first ${cells} of ${found.length} rows.`) : null,
+    h("p.muted.small", { hidden: found.length <= cells && !data?.total_rows && !data?.total_columns && (columns ?? []).length <= COLUMNS },
+      `${number(Math.min(cells, found.length))} of ${number(data?.total_rows ?? found.length)} rows and ${number(head.length)} of ${number(data?.total_columns ?? columns?.length ?? head.length)} columns are shown.`),
   ];
 }

@@ -3,7 +3,7 @@
 import { get, items, mayAct, part, post, remove, session } from "../api.js";
 import { tellEnd } from "../asked.js";
 import { fill, h, icon, keyed } from "../dom.js";
-import { exactly, number, words } from "../format.js";
+import { hourOf, minuteOf, number, words } from "../format.js";
 import { form } from "../schema.js";
 import { at, attempt, badge, button, card, confirm, dialog, empty, facts, field, json, pager, runLink, table, tags, took, when } from "../parts.js";
 
@@ -87,6 +87,8 @@ export function runNow(one) {
   });
 }
 
+// Of what is so far away the day is told already.
+const isFar = (iso) => new Date(iso) - Date.now() > 14 * 86_400_000;
 const TICKS = { RUN: "COMPLETED", QUEUED: "PENDING", SKIPPED: "CANCELLED", MISSED: "FAILED" };
 
 export function deployment(context) {
@@ -164,7 +166,7 @@ export function deployment(context) {
         h("td.main-cell", null, s.name, s.schedule === s.name ? null : h("span.sub.mono", null, s.schedule)),
         h("td", null, s.paused || one.paused ? flag(s.reason ? `Paused: ${s.reason}` : "Paused")
           : s.late_since ? flag(["late since ", when(s.late_since)], "bad")
-          : s.next_at.slice(0, 3).map((t) => h("div", { title: exactly(t) }, when(t)))),
+          : s.next_at.slice(0, 3).map((t) => h("div", null, when(t), h("span.muted.small.middle", null, ` · ${isFar(t) ? hourOf(t) : minuteOf(t)}`)))),
         h("td.wide", null, Object.keys(s.parameters).length ? h("code", null, JSON.stringify(s.parameters)) : null),
         h("td.right", null, mayAct()
           ? button(s.paused ? "Start again" : "Pause", pause(s.name, s.paused, s.paused ? "It runs again." : "It is paused."), { kind: "small", "aria-label": `${s.paused ? "Start again" : "Pause"} ${s.name}` })

@@ -5,6 +5,7 @@ import { bars } from "../chart.js";
 import { fill, h, icon } from "../dom.js";
 import { STATES, number, words } from "../format.js";
 import { at, badge, card, empty, runLink, took, when } from "../parts.js";
+import { lateLine } from "./attention.js";
 
 const RANGES = [["24", "24 hours"], ["168", "7 days"], ["720", "30 days"]];
 
@@ -34,7 +35,7 @@ export function home(context) {
   const latest = h("div.list");
   const late = h("div.list");
   const lateCard = card("Late schedules", late);
-  const attentionCard = card("Needs attention", attention);
+  const attentionCard = card("Needs attention", attention, h("a.more", { href: at("attention") }, "All"));
   lateCard.hidden = true;
   attentionCard.hidden = true;
 
@@ -62,12 +63,7 @@ export function home(context) {
     attentionCard.hidden = !found.attention?.length;
     show(attention, found.attention, "");
     lateCard.hidden = !found.late?.length;
-    fill(late, (found.late ?? []).map((one) =>
-      h("div.item", null, icon("warn", "bad"),
-        h("div.item-main", null,
-          h("a", { href: at(`deployments/${encodeURIComponent(one.deployment)}`) }, one.deployment),
-          h("span.sub", null, `schedule ${one.schedule}: no engine has it, or it is stuck`)),
-        when(one.late_since))));
+    fill(late, (found.late ?? []).slice(0, 10).map(lateLine));
   }, 3);
   loader.now();
   context.onLive(loader.soon);

@@ -33,7 +33,8 @@ export function limits(context) {
     const meter = h("div.progress", { class: share >= 1 ? "full" : "", role: "img", "aria-label": `${number(one.used)} of ${number(one.size)} in use` }, h("span"));
     meter.firstElementChild.style.width = `${share * 100}%`;
     return h("tr", null,
-      h("td.main-cell", null, isNamed ? one.name : called(one), h("span.sub", null, isNamed ? said(one) : null)),
+      h("td.main-cell", null, isNamed ? one.name : called(one), h("span.sub", null, isNamed ? said(one) : null),
+        one.holders.length ? h("div.on-phone", null, h("ul.names.small", { "aria-label": "Held by" }, holderList(one.holders, one.more, 3))) : null),
       h("td.bar-cell", null, h("div.progress-row", null, one.period || !one.size ? null : meter,
         h("span.num", null, `${number(one.used)}${one.size === null || one.size === undefined ? "" : ` / ${number(one.size)}`}`)),
         one.free_at ? h("p.muted.small", null, "used up until ", when(one.free_at)) : null),

@@ -3,7 +3,7 @@
 import { get, items, part } from "../api.js";
 import { clean, fill, h } from "../dom.js";
 import { FINAL, clockTime, exactly, level, number } from "../format.js";
-import { button, empty } from "../parts.js";
+import { at, button, empty } from "../parts.js";
 
 const SHOWN = 250;
 const LONG = 1500;
@@ -73,7 +73,13 @@ export function logs(context, id, run) {
     return h("div.log-line", { dataset: { level: level(line.level) } },
       h("span.log-time", { title: exactly(line.time) }, clockTime(line.time)),
       h("span.log-level", null, level(line.level)),
-      h("span.log-text", { title: `${line.logger}${line.task_run_id ? `, task run ${line.task_run_id.slice(line.task_run_id.lastIndexOf("-") + 1)}` : ""}` }, message(line.message)));
+      h("span.log-text", { title: line.logger }, message(line.message)),
+      line.task_run_id && !only ? taskRun(line.task_run_id) : null);
+  }
+
+  function taskRun(taskRunId) {
+    const seq = taskRunId.slice(taskRunId.lastIndexOf("-") + 1);
+    return h("a.log-of", { href: at(`runs/${part(id)}`, { open: seq }), title: `Task run ${seq}`, "aria-label": `Task run ${seq}` }, `#${seq}`);
   }
 
   function message(said) {

@@ -1,0 +1,379 @@
+"""What the pages say of a real engine's runs that wait, fail and ask, and each button on them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from asyncflow import Engine
+from asyncflow.server.app import serve_app
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
+scene = pytest.importorskip("browser.scene")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+@dataclass
+class Served:
+    """The scene, served by the engine that runs it, and by a server that sees only its store."""
+
+    path: Path
+    url: str = ""
+    other_url: str = ""
+    ids: dict[str, str] = field(default_factory=dict)
+    engine: Any = None
+
+    async def live(self, began: threading.Event) -> None:
+        self.over = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        async with Engine(self.path) as engine, Engine(self.path) as looks:
+            self.engine = engine
+            self.ids = await scene.fill(engine, runs=2, large=60, often=600)
+            self.url = await engine.serve_dashboard(0)
+            runner, self.other_url = await serve_app(looks, "127.0.0.1", 0, None, embedded=False)
+            while not await looks.reader.notices("limit"):
+                await asyncio.sleep(0.02)
+            began.set()
+            await self.over.wait()
+            await runner.cleanup()
+
+    def call(self, work: Any) -> Any:
+        """What a coroutine on the engine's loop gives."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: Any) -> Iterator[Served]:
+    made = Served(tmp_path_factory.mktemp("scene") / "state.db")
+    began = threading.Event()
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(made.live(began))
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            began.set()
+
+    thread = threading.Thread(target=run, name="scene")
+    thread.start()
+    assert began.wait(60)
+    assert failed == []
+    yield made
+    made.loop.call_soon_threadsafe(made.over.set)
+    thread.join()
+    assert failed == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield opened
+        opened.close()
+
+
+class Tab:
+    """A page of one of the servers."""
+
+    def __init__(self, served: Served, page: Any, url: str) -> None:
+        self.served, self.page = served, page
+        self.base = url.partition("#")[0]
+        self.wrong: list[str] = []
+        self.expected: list[str] = []
+        page.on("console", lambda m: m.type in ("error", "warning") and self.wrong.append(m.text))
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
+        page.set_default_timeout(20_000)
+        page.goto(url)
+        page.wait_for_selector("h1")
+
+    def go(self, place: str, shows: str = "h1") -> None:
+        for name, run_id in self.served.ids.items():
+            place = place.replace(f"@{name}@", run_id)
+        self.page.goto(self.base + place)
+        self.page.wait_for_selector(shows)
+
+    def press(self, name: str, exact: bool = True) -> None:
+        self.page.get_by_role("button", name=name, exact=exact).first.click()
+
+    def query(self) -> dict[str, list[str]]:
+        return parse_qs(urlsplit(self.page.url).fragment.partition("?")[2])
+
+    def errors(self) -> list[str]:
+        texts = self.page.locator("dialog .field-error").all_inner_texts()
+        return [text for text in texts if text]
+
+
+@pytest.fixture
+def open_tab(served: Served, browser: Any) -> Iterator[Callable[..., Tab]]:
+    contexts, tabs = [], []
+
+    def open_(width: int = 1180, other: bool = False, **options: Any) -> Tab:
+        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        contexts.append(context)
+        tabs.append(Tab(served, context.new_page(), served.other_url if other else served.url))
+        return tabs[-1]
+
+    yield open_
+    for context in contexts:
+        context.close()
+    for one in tabs:
+        assert [w for w in one.wrong if not any(e in w for e in one.expected)] == []
+
+
+@pytest.fixture
+def tab(open_tab: Callable[..., Tab]) -> Tab:
+    return open_tab()
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+SAYS = {
+    "#/": ".card:has-text('Needs attention') .item:has-text('bill')",
+    "#/runs": "tbody tr >> nth=8",
+    "#/attention": ".item:has-text('release') button:has-text('Answer')",
+    "#/runs/@tables@": ".banner:has-text(\"wait for the limit 'warehouse' (2 of 2 in use)\")",
+    "#/runs/@index@": ".banner:has-text(\"the flow waits for the limit 'warehouse'\")",
+    "#/runs/@release@": ".banner:has-text('the flow waits for an answer')",
+    "#/runs/@tomorrow@": ".banner:has-text('the flow sleeps, until 2')",
+    "#/runs/@data@": ".banner:has-text(\"waits for the event 'data-arrived', until 2\")",
+    "#/runs/@bill@": ".banner:has-text('charge-3 waits for a person')",
+    "#/runs/@mirrors@": ".banner:has-text('2 calls of mirror wait for another attempt, until 2')",
+    "#/runs/@large@": ".node:has-text('fetch')",
+    "#/runs/@regions@": ".card:has-text('Child runs') tbody tr >> nth=2",
+    "#/runs/@good@/artifacts": ".card:has-text('pages-per-hour') img",
+    "#/runs/@hostile@/artifacts": ".card:has-text('bad-table') td >> nth=1",
+    "#/runs/@large@/logs": ".log-line .log-of >> nth=5",
+    "#/deployments": "tbody tr:has-text('nightly crawl')",
+    "#/deployments/nightly%20crawl": "tbody tr:has-text('each-week')",
+    "#/automations": "tbody tr:has-text('calm down')",
+    "#/events": "tbody tr >> nth=20",
+    "#/limits": "tbody tr:has-text('warehouse') li:has-text('load-1') >> nth=0",
+    "#/variables": "tbody tr:has-text('eu-west')",
+}
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["the engine itself", "only the store"])
+def test_each_page_says_the_same_wherever_it_is_served(
+    open_tab: Callable[..., Tab], other: bool
+) -> None:
+    tab = open_tab(other=other)
+    for place, shows in SAYS.items():
+        tab.go(place, shows)
+        assert tab.page.evaluate("document.querySelectorAll('*').length") <= 2000
+        for tag in ("img[src=x]", "main script", "b[onmouseover]"):
+            assert tab.page.locator(tag).count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_page_fits_on_a_phone(open_tab: Callable[..., Tab], scheme: str) -> None:
+    tab = open_tab(width=375, color_scheme=scheme)
+    for place in SAYS:
+        tab.go(place)
+        tab.page.wait_for_timeout(150)
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 375, place
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_page_can_be_used_by_all(open_tab: Callable[..., Tab], scheme: str) -> None:
+    module = pytest.importorskip("axe_playwright_python.sync_playwright")
+    tab, axe = open_tab(color_scheme=scheme), module.Axe()
+    for place, shows in SAYS.items():
+        tab.go(place, shows)
+        found = axe.run(tab.page).response["violations"]
+        bad = [one["id"] for one in found if one["impact"] in ("serious", "critical")]
+        assert bad == [], place
+
+
+def test_who_holds_what_is_waited_for_is_one_click_away(tab: Tab) -> None:
+    tab.go("#/runs/@index@", ".banner a:has-text('load-1')")
+    assert tab.page.locator(".banner a:has-text('load_tables')").count() == 2
+    tab.page.locator(".banner a:has-text('load-1')").first.click()
+    tab.page.wait_for_selector("dialog h2:has-text('load-1')")
+    assert tab.query()["open"] == ["1"]
+    assert "table 0" in tab.page.locator("dialog pre").first.inner_text()
+    tab.page.reload()
+    tab.page.wait_for_selector("dialog h2:has-text('load-1')")
+    tab.page.keyboard.press("Escape")
+    tab.page.wait_for_selector("dialog", state="detached")
+    assert "open" not in tab.query()
+
+
+def test_calls_that_have_not_begun_are_counted_and_can_be_looked_at(tab: Tab) -> None:
+    tab.go("#/runs/@tables@?task=load", "text=5 more have not begun yet.")
+    tab.page.wait_for_selector("tr:has-text('0 / 6')")
+    tab.page.wait_for_selector(".card:has-text('Progress') [role=progressbar]")
+
+
+def test_artifacts_are_drawn(tab: Tab) -> None:
+    tab.go("#/runs/@good@/artifacts", "img")
+    assert tab.page.evaluate("document.querySelector('main img').naturalWidth") == 240
+    tab.page.wait_for_selector(".prose strong:has-text('pages')")
+    tab.page.wait_for_selector("td:has-text('Page 3')")
+    assert tab.page.locator("a:has-text('The whole report')").get_attribute("rel") == (
+        "noopener noreferrer nofollow"
+    )
+    tab.go("#/runs/@hostile@/artifacts", ".prose strong:has-text('fine')")
+    assert tab.page.locator("main img").count() == 0
+    assert tab.page.locator("main a[href^='javascript']").count() == 0
+
+
+# --- what is done ---------------------------------------------------------------------------------
+
+
+def test_a_release_is_answered_by_a_form_with_errors_at_its_fields(
+    tab: Tab, served: Served
+) -> None:
+    run = served.call(served.engine.submit(scene.release, "3.0"))
+    tab.go(f"#/runs/{run.id}", ".banner")
+    tab.press("Answer…")
+    dialog = tab.page.locator("dialog")
+    dialog.get_by_label("limit").fill("5000")
+    tab.press("Send")
+    tab.page.wait_for_selector(".field-error:has-text('at most 1000')")
+    assert tab.errors() == ["It must be at most 1000."]
+    dialog.get_by_label("limit").fill("40")
+    dialog.get_by_label("approved").check()
+    tab.press("Send")
+    tab.page.wait_for_selector("text=3.0: out for 40")
+
+
+def test_what_failed_is_tried_again_from_the_page_of_what_needs_attention(
+    tab: Tab, served: Served
+) -> None:
+    tab.go("#/attention", ".item:has-text('bill')")
+    tab.press("Resume bill")
+    tab.page.wait_for_selector(".toast:has-text('It goes on.')")
+    tab.go("#/runs/@bill@", ".banner:has-text('charge-3')")
+
+
+def test_a_run_is_run_again_with_edited_parameters(tab: Tab) -> None:
+    tab.go("#/runs/@good@", ".node")
+    tab.press("Run again…")
+    dialog = tab.page.locator("dialog")
+    dialog.get_by_label("pages").fill("x")
+    tab.press("Run again")
+    tab.page.wait_for_selector(".field-error:has-text('It must be a number.')")
+    dialog.get_by_label("pages").fill("3")
+    tab.press("Run again")
+    tab.page.wait_for_selector(".node:has-text('3 / 3')")
+    tab.page.wait_for_selector("dt:has-text('Made from')")
+
+
+def test_a_run_is_forked_from_one_of_its_task_runs(tab: Tab) -> None:
+    tab.go("#/runs/@good@?task=store", "tr.opened button:has-text('store-')")
+    tab.page.locator("tr.opened button:has-text('store-')").click()
+    tab.press("Fork from here…")
+    chosen = tab.page.get_by_label("Run again from")
+    assert re.fullmatch(r"[0-9a-f-]{36}-\d+", chosen.input_value())
+    tab.press("Fork")
+    tab.page.wait_for_selector(".page-head .badge[data-state=COMPLETED]")
+    tab.page.wait_for_selector("dt:has-text('Made from')")
+
+
+def test_runs_are_cancelled_resumed_and_deleted(tab: Tab, served: Served) -> None:
+    run = served.call(served.engine.submit(scene.waits_for_tomorrow))
+    tab.go(f"#/runs/{run.id}", ".banner")
+    tab.press("Cancel")
+    tab.press("Cancel the run")
+    tab.page.wait_for_selector(".page-head .badge[data-state=CANCELLED]")
+    tab.press("Resume")
+    tab.page.wait_for_selector(".page-head .badge:has-text('Suspended')")
+    tab.press("Cancel")
+    tab.press("Cancel the run")
+    tab.page.wait_for_selector(".page-head .badge[data-state=CANCELLED]")
+    tab.press("Delete")
+    tab.press("Delete the run")
+    tab.page.wait_for_selector("text=It was deleted.")
+    tab.expected = ["404"]
+    tab.go(f"#/runs/{run.id}", "text=There is no such run")
+
+
+def test_all_runs_that_a_filter_finds_are_cancelled(tab: Tab, served: Served) -> None:
+    for _ in range(3):
+        served.call(served.engine.submit(scene.waits_for_data))
+    tab.go("#/runs?flow=waits_for_data&state=not_completed", "tbody tr >> nth=2")
+    assert tab.page.get_by_label("Flow").input_value() == "waits_for_data"
+    tab.page.get_by_role("checkbox", name="All").first.check()
+    tab.press("Cancel", exact=False)
+    tab.page.locator("dialog button.danger").click()
+    tab.page.wait_for_selector(".toast")
+    tab.page.wait_for_selector("tbody .badge[data-state=CANCELLED] >> nth=2")
+
+
+def test_a_deployment_and_a_schedule_are_paused_and_released(tab: Tab) -> None:
+    tab.go("#/deployments/nightly%20crawl", "tr:has-text('each-night')")
+    tab.press("Pause each-night")
+    tab.page.wait_for_selector("tr:has-text('each-night') .flag:has-text('Paused')")
+    tab.press("Start again each-night")
+    tab.page.wait_for_selector("button:has-text('Pause')[aria-label='Pause each-night']")
+    tab.press("Pause")
+    tab.page.wait_for_selector(".page-head .flag:has-text('Paused')")
+    tab.press("Start again")
+    tab.page.wait_for_selector(".page-head .flag", state="detached")
+
+
+def test_limits_and_variables_tell_what_is_wrong_at_the_field(tab: Tab) -> None:
+    tab.go("#/limits", "tr:has-text('warehouse')")
+    tab.press("New limit…")
+    tab.page.get_by_label("Limit", exact=False).last.fill("many")
+    tab.press("Set")
+    tab.page.wait_for_selector(".field-error:has-text('It must be a number')")
+    assert "It must be given." in tab.errors()
+    tab.page.keyboard.press("Escape")
+    tab.go("#/variables", "tr:has-text('region')")
+    tab.press("Edit region")
+    tab.page.get_by_role("textbox", name="Value").fill("not json")
+    tab.press("Save")
+    tab.page.wait_for_selector(".field-error:has-text('This is no JSON')")
+    tab.page.get_by_role("textbox", name="Value").fill('"eu-east"')
+    tab.press("Save")
+    tab.page.wait_for_selector("code:has-text('eu-east')")
+
+
+def test_with_keys_alone_a_run_is_found_opened_and_cancelled(tab: Tab, served: Served) -> None:
+    run = served.call(served.engine.submit(scene.waits_for_tomorrow, run_name="by keys"))
+    page = tab.page
+    page.keyboard.press("g")
+    page.keyboard.press("r")
+    page.wait_for_selector("h1:has-text('Runs')")
+    page.keyboard.press("/")
+    page.keyboard.type("by keys")
+    page.wait_for_selector("tbody tr:has-text('by keys')")
+    link = page.locator("tbody a:has-text('by keys')")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if link.evaluate("node => node === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1:has-text('by keys')")
+    cancel = page.get_by_role("button", name="Cancel", exact=True)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if cancel.evaluate("node => node === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog")
+    page.keyboard.press("Tab")
+    for _ in range(10):
+        if page.evaluate("document.activeElement.textContent") == "Cancel the run":
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".page-head .badge[data-state=CANCELLED]")
+    assert run.id in page.url
