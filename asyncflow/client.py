@@ -237,6 +237,10 @@ class Client:
         query = _asked(models.TimelineQuery, limit=limit)
         return await self._get(_of_run(run_id, "timeline"), models.Timeline, query, run_id=run_id)
 
+    async def forms(self, run_id: str) -> models.Forms:
+        """JSON schemas of the parameters of a run, and of the answer that it waits for."""
+        return await self._get(_of_run(run_id, "forms"), models.Forms, run_id=run_id)
+
     def logs(
         self,
         run_id: str,

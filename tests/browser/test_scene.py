@@ -163,7 +163,7 @@ SAYS = {
     "#/deployments/nightly%20crawl": "tbody tr:has-text('each-week')",
     "#/automations": "tbody tr:has-text('calm down')",
     "#/events": "tbody tr >> nth=20",
-    "#/limits": "tbody tr:has-text('warehouse') li:has-text('load-1') >> nth=0",
+    "#/limits": "tbody tr:has-text('warehouse') td.wide li:has-text('load-1') >> nth=0",
     "#/variables": "tbody tr:has-text('eu-west')",
 }
 

@@ -832,8 +832,8 @@ async def test_there_is_a_method_for_every_route() -> None:
         for ask in (
             client.health(), client.summary(), client.runs(), client.run(a), client.task_runs(a),
             client.task_run(a, 1), client.task_counts(a), client.attempts(a), client.timeline(a),
-            client.logs(a), client.artifacts(a), client.cancel(a), client.resume(a),
-            client.rerun(a), client.fork(a), client.answer(a), client.delete(a),
+            client.logs(a), client.artifacts(a), client.forms(a), client.cancel(a),
+            client.resume(a), client.rerun(a), client.fork(a), client.answer(a), client.delete(a),
             client.bulk("cancel"), client.deployments(), client.deployment("n"), client.ticks("n"),
             client.declare_deployment("n", flow="f"), client.run_deployment("n"),
             client.pause_deployment("n"), client.resume_deployment("n"),

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from click.testing import CliRunner
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from asyncflow import (
     INPUTS,
@@ -23,6 +23,7 @@ from asyncflow import (
     flow,
     pause_flow_run,
     rate_limit,
+    set_progress,
     sleep,
     task,
     wait_for_event,
@@ -425,8 +426,11 @@ async def test_another_engine_sees_who_holds_what_its_run_waits_for(path: Path, 
         GATE.set()
         await first
         await second
-        await until(lambda: not one.telling.told and not other.telling.told)
-        assert await looks.reader.notices("limit") == []
+
+        async def nothing() -> bool:
+            return await looks.reader.notices("limit") == []
+
+        await until(nothing)
 
 
 @pytest.mark.usefixtures("_telling")
@@ -525,6 +529,39 @@ async def test_a_call_without_a_row_can_be_looked_at_where_it_is_carried_out(pat
             ("engine", 1, "hang-1")
         ]
         await runner.cleanup()
+
+
+async def test_a_server_tells_the_forms_of_a_run_and_what_its_tasks_were_given(path: Path) -> None:
+    class Answer(BaseModel):
+        okay: bool
+
+    @task
+    async def given(n: int, text: str = "a", more: Any = None) -> int:
+        set_progress(n, None, message="one")
+        set_progress(1, 2, key="rows")
+        return n
+
+    @flow(name="asks for an answer")
+    async def asks(limit: int = 3) -> bool:
+        await given(1, "b")
+        await given(2, more={"not": "shown"})
+        return bool((await pause_flow_run(wait_for_input=Answer)).okay)
+
+    async with started(asks, store=path) as (engine, run_id):
+        await of_kind(engine, run_id, "answer")
+        await engine.written()
+        runner, url = await serve_app(engine, "127.0.0.1", 0, None, embedded=True)
+        forms = await asked(url, f"runs/{run_id}/forms")
+        assert forms["parameters"]["properties"]["limit"]["default"] == 3
+        assert forms["answer"]["properties"]["okay"]["type"] == "boolean"
+        shown = await asked(url, f"runs/{run_id}")
+        assert shown["asks"] is True
+        told = {(p["name"], p["done"], p["total"]) for p in shown["progress"]}
+        assert told == {(None, 1, None), ("rows", 1, 2), (None, 2, None)}
+        assert (await asked(url, f"runs/{run_id}/task-runs/1"))["inputs"] == "(1, 'b')"
+        assert (await asked(url, f"runs/{run_id}/task-runs/2"))["inputs"] is None
+        await runner.cleanup()
+        await engine.answer(run_id, {"okay": True})
 
 
 def test_there_is_a_sentence_for_each_kind() -> None:
