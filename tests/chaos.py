@@ -94,7 +94,10 @@ async def live(until_done: bool) -> None:
     """One life: recover, keep two runs going, until killed; or until all have ended."""
     async with Engine("chaos.db", max_recoveries=10_000) as engine:
         runs = await engine.recover()
-        print("up", flush=True)
+        if not until_done:
+            # From here on it may be killed: before, a slow machine might never begin a run.
+            runs.append(await engine.submit(mixed, ITEMS))
+            print("up", flush=True)
         while not until_done:
             while len([r for r in runs if not r.state.is_final()]) < 2:
                 runs.append(await engine.submit(mixed, ITEMS))
@@ -147,7 +150,8 @@ class Chaos:
         """One life that is cut off."""
         child = self._start("live")
         assert child.stdout is not None
-        child.stdout.readline()
+        if child.stdout.readline() != "up\n":
+            raise RuntimeError("a life did not begin: its error is above")
         time.sleep(self.random.uniform(0.0, 0.25))
         kind = self.random.choice(("kill",) * 8 + ("stop", "term"))
         if kind == "stop":
