@@ -27,11 +27,14 @@ from flightreport import MODELS, Row, as_text, draw, join, summarise, write_csv
 from pydantic import ValidationError
 
 from asyncflow import (
+    create_image_artifact,
+    create_table_artifact,
     exponential_backoff,
     flow,
     get_run_logger,
     rate_limit,
     resource,
+    set_progress,
     task,
     wait,
 )
@@ -84,13 +87,15 @@ def check(path: str, body: str) -> dict[str, list[Row]]:
 
 @task
 def report(out: str, flights: list[Row], rejected: list[Row], weather: list[Row]) -> list[Row]:
-    """Write the files; the summary is the result."""
+    """Write the files, and show with the run what is in them; the summary is the result."""
     folder = Path(out)
     summary = summarise(flights)
     write_csv(folder / "flights.csv", flights)
     write_csv(folder / "rejected.csv", rejected, ["path", "line", "reason", "record"])
     write_csv(folder / "summary.csv", summary)
     draw(folder / "delays.png", flights, weather, summary)
+    create_table_artifact(summary, key="airlines", description="Delays by airline, in minutes.")
+    create_image_artifact(folder / "delays.png", key="delays", description="When flights are late.")
     return summary
 
 
@@ -115,8 +120,10 @@ async def retrieve(
         names = {flight[key] for flight in flights for key in keys}
         return [f"/{kind}/{name}" for name in sorted(names - {None})]
 
+    set_progress(0, 3, message="flights")
     flights = await records(f"/flights?page={page}" for page in range(1, pages + 1))
     logger.info("%d flights on %d pages", len(flights), pages)
+    set_progress(1, 3, message="what the flights name")
     planes, airlines, airports, weather = await asyncio.gather(
         records(each("planes", "tailnum")),
         records(each("airlines", "carrier")),
@@ -125,7 +132,9 @@ async def retrieve(
     )
     rejected.sort(key=lambda record: (record["path"], record["line"]))
     rows = join(flights, planes, airlines, airports)
+    set_progress(2, 3, message="report")
     summary = await report.submit(out, rows, rejected, weather)
+    set_progress(3, 3)
     print(as_text(summary))
     print(f"{len(rows)} flights, {len(rejected)} malformed records put aside; see {out}/")
     return {"flights": len(rows), "planes": len(planes), "rejected": len(rejected)}
