@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 S = StateType
 
-#: Calls that one look goes through, at most.
-MOST = 20_000
+#: Calls that one look goes through for what they wait for, and that it counts.
+MOST, MOST_COUNTED = 5_000, 100_000
 #: Limits of which holders are told, and reasons of one run.
 MOST_LIMITS, MOST_REASONS = 200, 50
 #: Characters of what there is to say of one reason.
@@ -206,10 +206,11 @@ class Standing:
             groups.add(self._of_wait(wait))
         if (hold := queueing.get(None)) is not None:
             groups.add(self._short(hold.limits))
-        calls = list(islice(run.calls, self._most))
-        for call in calls:
+        for call in islice(run.calls, MOST_COUNTED):
             if call.phase is S.PENDING and not call.attempt and not call.unrecorded:
                 pending[call.spec.name] = pending.get(call.spec.name, 0) + 1
+        calls = list(islice(run.calls, self._most))
+        for call in calls:
             groups.add(self._of_call(call, waits.get(call), queueing.get(call)), call)
         for batch in run.batches:
             left = batch.size - batch.next

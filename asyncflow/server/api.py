@@ -525,7 +525,7 @@ async def show_run(api: Api, run_id: str) -> dict[str, Any]:
             }
             for one in tasks.values()
         ],
-        "edges": await _edges(api, row),
+        "edges": await api.reader.edges(row.pk, MOST_EDGES),
     }
 
 
@@ -583,20 +583,6 @@ async def _parameter_schema(api: Api, row: RunRow) -> dict[str, Any] | None:
     key = json.loads(row.flow_ref or "{}").get("key")
     fitting = [flow for flow in declared(row.flow_name) if flow.key == key]
     return fitting[0].parameters.json_schema() if len(fitting) == 1 else None
-
-
-async def _edges(api: Api, row: RunRow) -> list[tuple[str, str]]:
-    """Which tasks depend on which, by the first of their task runs."""
-    page = await api.reader.task_runs(TaskQuery(run=row.pk, limit=MOST_EDGES))
-    names = {one.seq: one.task for one in page.rows}
-    found: dict[tuple[str, str], None] = {}
-    for one in page.rows:
-        for seq in one.upstream:
-            if seq in names:
-                found[names[seq], one.task] = None
-        if one.parent and one.parent in names:
-            found[names[one.parent], one.task] = None
-    return list(found)
 
 
 @route("GET", "/runs/{run_id}/task-runs", models.Page[models.TaskRun], query=models.TaskQuery)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from hashlib import sha256
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from aiohttp import web
 
 from asyncflow import __version__
@@ -32,6 +35,8 @@ _log = logging.getLogger("asyncflow")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 #: Where an application keeps who may ask: ``app[ACCESS].token``.
 ACCESS: web.AppKey[Access] = web.AppKey("asyncflow_access", Access)
+#: The files of the pages by an address that changes with them.
+_VERSIONED = re.compile("/static/[0-9a-f]{16}/")
 _TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",
@@ -76,7 +81,7 @@ def make_app(engine: Engine, access: Access | None = None, *, embedded: bool) ->
     app.router.add_get("/api/stream", live.stream, allow_head=False)
     app.router.add_get("/metrics", _metrics(api), allow_head=False)
     for path, (data, kind) in _files().items():
-        page = _file(data, kind)
+        page = _file(data, kind, for_ever=_VERSIONED.match(path) is not None)
         public.add(page)
         app.router.add_get(path, page)
 
@@ -121,13 +126,15 @@ def _plain(value: Any) -> Any:
 
 def _json(value: Any) -> web.Response:
     """An answer, in JSON."""
-    text = json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False)
-    # Lone surrogates, as in names of files, are spelled out.
-    return web.Response(
-        status=202 if isinstance(value, Accepted) else 200,
-        body=text.encode("utf-8", "backslashreplace"),
-        content_type="application/json",
-    )
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_UTC_Z)
+    except TypeError:
+        # It takes no large numbers, and no lone surrogates, as in names of files: those are spelled
+        # out.
+        text = json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False)
+        data = text.encode("utf-8", "backslashreplace")
+    status = 202 if isinstance(value, Accepted) else 200
+    return web.Response(status=status, body=data, content_type="application/json")
 
 
 def _handler(api: Api, route: Route) -> Callable[[web.Request], Awaitable[web.Response]]:
@@ -222,19 +229,33 @@ def _files() -> dict[str, tuple[bytes, str]]:
     if folder.is_dir():
         add(folder, "/static")
     index = found.pop("/static/index.html", None)
-    if index is not None:
-        found["/"] = index
+    if index is None:
+        return found
+    # What the page asks for has an address of its own in each version, so that a browser that has
+    # it does not ask again.
+    whole = sha256(b"".join(path.encode() + data for path, (data, _) in sorted(found.items())))
+    version = whole.hexdigest()[:16]
+    found |= {
+        path.replace("/static/", f"/static/{version}/", 1): file for path, file in found.items()
+    }
+    data, kind = index
+    page = data.decode().replace('"static/', f'"static/{version}/')
+    # All scripts at once, and not one after the other as each is found to need the next.
+    scripts = [path for path in sorted(found) if f"/{version}/" in path and path.endswith(".js")]
+    links = "".join(f'<link rel="modulepreload" href="{path[1:]}">\n    ' for path in scripts)
+    found["/"] = page.replace("</head>", f"  {links[:-2]}</head>").encode(), kind
     return found
 
 
-def _file(data: bytes, kind: str) -> Callable[[web.Request], Awaitable[web.Response]]:
-    import hashlib
-
-    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+def _file(
+    data: bytes, kind: str, *, for_ever: bool
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    tag = f'"{sha256(data).hexdigest()[:32]}"'
+    cached = "public, max-age=31536000, immutable" if for_ever else "no-cache"
     charset = "utf-8" if kind.startswith("text/") else None
 
     async def file(request: web.Request) -> web.Response:
-        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        headers = {"ETag": tag, "Cache-Control": cached}
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers=headers)
         return web.Response(body=data, content_type=kind, charset=charset, headers=headers)

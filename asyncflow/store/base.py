@@ -755,6 +755,13 @@ class Reader(Protocol):
         """Task runs that have begun, by seq: number, task, begin, end, state and attempt."""
         ...
 
+    async def edges(self, run: int, limit: int) -> list[tuple[str, str]]:
+        """Which tasks of a run took what others gave, or were called by them: the other one first.
+
+        As far as the first *limit* of its task runs that did, of either kind, tell.
+        """
+        ...
+
     async def limits(self) -> tuple[list[LimitRow], list[ShareRow]]:
         """The limits that were set for all, and what each engine has of which."""
         ...

@@ -786,6 +786,16 @@ class MemoryReader:
             )
             return list(islice(rows, limit))
 
+    async def edges(self, run: int, limit: int) -> list[tuple[str, str]]:
+        with self._store._lock:
+            rows = self._store.calls(run)
+        tasks = {row.seq: row.task for row in rows}
+        after = islice((row for row in rows if row.upstream), limit)
+        below = islice((row for row in rows if row.parent), limit)
+        found = {(tasks[up], row.task) for row in after for up in row.upstream if up in tasks}
+        found |= {(tasks[row.parent or 0], row.task) for row in below if row.parent in tasks}
+        return sorted(found)
+
     async def limits(self) -> tuple[list[LimitRow], list[ShareRow]]:
         with self._store._lock:
             return self._store.limits(), list(self._store._shares.values())

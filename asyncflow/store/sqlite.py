@@ -1738,6 +1738,16 @@ SPANS = (
     "SELECT id, task, started_at, ended_at, state, attempt FROM task_runs"
     " WHERE id BETWEEN ? AND ? AND started_at IS NOT NULL ORDER BY id LIMIT ?"
 )
+#: Put together by SQLite, which lets other threads run meanwhile: thousands of rows are no records.
+EDGES = (
+    "SELECT DISTINCT other.task, one.task FROM ("
+    "SELECT task, upstream FROM task_runs WHERE id BETWEEN ?1 AND ?2 AND upstream IS NOT NULL"
+    " ORDER BY id LIMIT ?3) AS one, json_each(one.upstream) AS up"
+    " JOIN task_runs AS other ON other.id = ?1 + up.value WHERE up.value > 0"
+    " UNION SELECT DISTINCT other.task, one.task FROM ("
+    "SELECT task, parent FROM task_runs WHERE id BETWEEN ?1 AND ?2 AND parent IS NOT NULL"
+    " ORDER BY id LIMIT ?3) AS one JOIN task_runs AS other ON other.id = ?1 + one.parent"
+)
 LIMITS = 'SELECT name, "limit", period, burst FROM limits ORDER BY name LIMIT 10000'
 NOTICES = "SELECT kind, name, engine, time, data FROM notices WHERE kind = ?"
 SHARES = 'SELECT "limit", engine, units, wanted, since, free_at FROM shares LIMIT 10000'
@@ -1851,6 +1861,10 @@ class SqliteReader:
     ) -> list[tuple[int, str, float, float | None, str, int]]:
         rows = await self._all(SPANS, (run << 32, run << 32 | 0xFFFFFFFF, limit))
         return [(row[0] & 0xFFFFFFFF, *row[1:]) for row in rows]
+
+    async def edges(self, run: int, limit: int) -> list[tuple[str, str]]:
+        rows = await self._all(EDGES, (run << 32, run << 32 | 0xFFFFFFFF, limit))
+        return [(row[0], row[1]) for row in rows]
 
     async def limits(self) -> tuple[list[LimitRow], list[ShareRow]]:
         limits = await self._all(LIMITS, ())

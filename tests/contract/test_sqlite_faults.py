@@ -751,6 +751,7 @@ QUESTIONS: dict[str, Callable[[SqliteReader], Any]] = {
     "open_runs": lambda r: r.open_runs(),
     "ended_runs": lambda r: r.ended_runs(5, 10),
     "spans": lambda r: r.spans(1, 5),
+    "notices": lambda r: r.notices("run", ["1", "2"]),
     "run_infos": lambda r: r.run_infos([1, 2]),
     "events": lambda r: r.events(EventQuery(after=5)),
     "events-run": lambda r: r.events(EventQuery(run=1)),
@@ -777,6 +778,14 @@ async def test_each_question_of_a_reader_is_answered_by_an_index(
     assert first.startswith("SEARCH ")
     assert " USING " in first
     assert not [plan for plan in others if plan.startswith("SCAN ") and "json_each" not in plan]
+
+
+async def test_edges_are_found_by_the_numbers_of_task_runs(store: SqliteStore) -> None:
+    reader = Explainer(store)
+    await reader.edges(1, 5)
+    await reader.aclose()
+    assert not [p for p in reader.plans if p.startswith(("SCAN task_runs", "SCAN other"))]
+    assert len([p for p in reader.plans if "USING INTEGER PRIMARY KEY" in p]) == 4
 
 
 async def test_names_of_flows_are_found_without_a_look_at_each_run(store: SqliteStore) -> None:

@@ -27,6 +27,7 @@ from asyncflow.store.base import (
     LogRow,
     MarkRow,
     MessageRow,
+    NoticeRow,
     Page,
     ReadableStore,
     Reader,
@@ -449,6 +450,42 @@ def test_limits_are_read_by_name_replaced_and_lifted(store: ReadableStore) -> No
     assert store.limits() == [a._replace(limit=7.5)]
     store.write(Writes(limits=[LimitRow("never set", None, None, None)]))
     assert store.limits() == [a._replace(limit=7.5)]
+
+
+async def test_what_an_engine_tells_is_replaced_as_a_whole_and_goes_with_it(
+    store: ReadableStore, reader: Reader
+) -> None:
+    one, other = store.register_engine(engine_row()), store.register_engine(engine_row(pid=43))
+    run = NoticeRow("run", "7", one.id, 5.0, b"{}")
+    limit = NoticeRow("limit", "7", one.id, 5.0, b"{}")
+    others = NoticeRow("limit", "db", other.id, 4.0, b"[]")
+    store.tell(one.id, [run, limit], 0.0)
+    store.tell(other.id, [others], 0.0)
+    assert await reader.notices("run") == [run]
+    assert await reader.notices("limit") == [limit, others]
+    assert await reader.notices("limit", ["db", "none"]) == [others]
+    assert await reader.notices("limit", []) == []
+    store.tell(one.id, [limit._replace(time=6.0)], 4.5)
+    assert await reader.notices("run") == []
+    assert await reader.notices("limit") == [limit._replace(time=6.0)], "what is too old is gone"
+    store.close_engine(one.id, 7.0)
+    assert await reader.notices("limit") == []
+
+
+async def test_edges_lead_from_task_to_task(store: ReadableStore, reader: Reader) -> None:
+    run, other = create(store, "run"), create(store, "other")
+    rows = [
+        task_row(run.pk, 1, task="a", upstream=(), parent=None),
+        task_row(run.pk, 2, task="b", upstream=(1,), parent=None),
+        task_row(run.pk, 3, task="b", upstream=(1, 2, 0), parent=None),
+        task_row(run.pk, 4, task="c", upstream=(), parent=3),
+        task_row(run.pk, 5, task="d", upstream=(9,), parent=9),
+        task_row(other.pk, 1, task="z", upstream=(1,), parent=None),
+    ]
+    store.write(Writes(tasks=rows))
+    assert sorted(await reader.edges(run.pk, 100)) == [("a", "b"), ("b", "b"), ("b", "c")]
+    assert sorted(await reader.edges(run.pk, 1)) == [("a", "b"), ("b", "c")]
+    assert await reader.edges(99, 100) == []
 
 
 async def test_engines_are_registered_under_ids_of_their_own_and_closed(

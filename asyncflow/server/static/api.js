@@ -1,7 +1,7 @@
 // Asks the server. All addresses are relative to where this file came from, so that the dashboard
-// can be mounted anywhere.
+// can be mounted anywhere; it came from static/, or from a folder there that is named by its version.
 
-const BASE = new URL("../", import.meta.url);
+const BASE = new URL(import.meta.url.slice(0, import.meta.url.lastIndexOf("/static/") + 1));
 
 /** Who looks: "admin" or "read"; whether the server can begin runs; its version. */
 export const session = { role: null, embedded: true, version: "" };
