@@ -305,8 +305,14 @@ def test_runs_are_cancelled_resumed_and_deleted(tab: Tab, served: Served) -> Non
 
 
 def test_all_runs_that_a_filter_finds_are_cancelled(tab: Tab, served: Served) -> None:
-    for _ in range(3):
-        served.call(served.engine.submit(scene.waits_for_data))
+    async def begin() -> None:
+        """What is cancelled is what was seen: so they have come as far as they will."""
+        runs = [await served.engine.submit(scene.waits_for_data) for _ in range(3)]
+        while not all(run.state.is_paused() for run in runs):
+            await asyncio.sleep(0.01)
+        await served.engine.written()
+
+    served.call(begin())
     tab.go("#/runs?flow=waits_for_data&state=not_completed", "tbody tr >> nth=2")
     assert tab.page.get_by_label("Flow").input_value() == "waits_for_data"
     tab.page.get_by_role("checkbox", name="All").first.check()
