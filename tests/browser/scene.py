@@ -92,8 +92,15 @@ async def load_tables(tables: int = 6) -> None:
 
 @flow
 async def rebuild_index() -> None:
-    """Its own code holds a limit."""
+    """Its own code waits for a limit."""
     async with concurrency("warehouse"):
+        await asyncio.sleep(3600)
+
+
+@flow
+async def vacuum() -> None:
+    """Its own code holds a limit that nobody else waits for."""
+    async with concurrency("vacuum", limit=1):
         await asyncio.sleep(3600)
 
 
@@ -217,8 +224,11 @@ async def fill(engine: Engine, runs: int = 8, large: int = 400, often: float = 2
     await engine.deploy(release, "release")
     failed = EventTrigger("flow-run.Failed", threshold=3, within=600)
     await engine.automate(Automation("calm down", failed, SetLimit("api", 5)))
+    over = EventTrigger("flow-run.Completed", {"flow": "all_regions"})
+    await engine.automate(Automation("speed up", over, SetLimit("api", 30, 60)))
     found: dict[str, str] = {}
     for name, body, *arguments in (
+        ("keeps", vacuum),
         ("index", rebuild_index),
         ("tables", load_tables),
         ("more tables", load_tables, 3),
@@ -229,6 +239,9 @@ async def fill(engine: Engine, runs: int = 8, large: int = 400, often: float = 2
         ("mirrors", mirrors),
     ):
         found[name] = (await engine.submit(body, *arguments)).id
+        if name == "keeps":
+            while not engine.holders:
+                await asyncio.sleep(0.01)
     for n in range(runs):
         run = await engine.submit(crawl, 18 + n, tags=["nightly"])
         await run.wait()

@@ -2,7 +2,7 @@
 
     python tests/browser/screenshots.py docs/images
 
-It runs some flows in an engine, serves them, and opens each page in Chromium.
+It fills an engine with the flows of `scene`, serves it, and opens each page in Chromium.
 """
 
 from __future__ import annotations
@@ -13,56 +13,33 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import scene
 from playwright.async_api import async_playwright
 
-from asyncflow import (
-    Automation,
-    Engine,
-    EventTrigger,
-    Interval,
-    SetLimit,
-    create_markdown_artifact,
-    create_table_artifact,
-    flow,
-    get_run_logger,
-    sleep,
-    task,
-)
+from asyncflow import Engine
 
-
-@task(retries=2, retry_delay_seconds=0.05)
-async def fetch(page: int) -> int:
-    """A page of a service that is down for some of them."""
-    await asyncio.sleep(0.02 * (page % 7))
-    get_run_logger().info("fetched page %s", page)
-    if page % 29 == 28:
-        raise ConnectionError(f"page {page} answers 503")
-    return page
-
-
-@task(failure_policy="skip")
-async def parse(page: int) -> int:
-    await asyncio.sleep(0.01)
-    return page
-
-
-@task
-async def store(pages: list[int]) -> int:
-    await asyncio.sleep(0.1)
-    create_table_artifact([{"page": n, "rows": n * 3} for n in pages[:20]], key="pages")
-    return len(pages)
-
-
-@flow(max_concurrency=20)
-async def crawl(pages: int = 25, site: str = "example.org") -> int:
-    rows = await parse.map(fetch.map(range(pages)))
-    create_markdown_artifact(f"# {site}\n\n**{pages} pages** were read.", key="summary")
-    return await store(rows)
-
-
-@flow
-async def waits_for_tomorrow() -> None:
-    await sleep(86_400)
+#: Name of a picture: the page, and what is on it once it is complete.
+PAGES = {
+    "home": ("#/", ".tile"),
+    "runs": ("#/runs", "tbody tr >> nth=5"),
+    "run": ("#/runs/@large", "tr[data-task=fetch]"),
+    "waits": ("#/runs/@index", ".banner a >> nth=1"),
+    "task-run": ("#/runs/@large?task=fetch&open=29", "dialog h3"),
+    "answer": ("#/runs/@release", "button:has-text('Answer')"),
+    "artifacts": ("#/runs/@good/artifacts", "main img"),
+    "logs": ("#/runs/@large/logs", ".log-line >> nth=20"),
+    "attention": ("#/attention", ".item"),
+    "deployments": ("#/deployments", "tbody tr"),
+    "deployment": ("#/deployments/often", "tbody tr >> nth=3"),
+    "automations": ("#/automations", "tbody tr"),
+    "events": ("#/events", "tbody tr >> nth=9"),
+    "limits": ("#/limits", "td.wide li"),
+    "variables": ("#/variables", "tbody tr"),
+}
+#: Of these there are pictures in the dark, and as on a phone.
+DARK, PHONE = ("home", "run"), ("home", "waits", "attention")
 
 
 async def main(folder: Path) -> None:
@@ -70,49 +47,34 @@ async def main(folder: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with tempfile.TemporaryDirectory() as work:
         async with Engine(Path(work) / "state.db") as engine:
-            await engine.set_limit("api", 20)
-            await engine.set_variable("region", "eu-west")
-            await engine.deploy(crawl, "nightly crawl", cron="0 3 * * *", timezone="Europe/Berlin")
-            await engine.deploy(crawl, "often", schedule=Interval(2), overlap="allow")
-            failed = EventTrigger("flow-run.Failed", threshold=3, within=600)
-            await engine.automate(Automation("calm down", failed, SetLimit("api", 5)))
-            await engine.submit(waits_for_tomorrow)
-            for n in range(8):
-                await (await engine.submit(crawl, 18 + n, tags=["nightly"])).wait()
-            bad = await engine.submit(crawl, 400, run_name="a large crawl")
-            await bad.wait()
-            await asyncio.sleep(2)
+            ids = await scene.fill(engine)
+            await asyncio.sleep(4)  # for some ticks
             url = await engine.serve_dashboard(0)
             base = url.partition("#")[0]
-            good = (await engine.runs(state="COMPLETED", limit=1))[0].id
-            pages = {
-                "home": "#/",
-                "runs": "#/runs",
-                "run": f"#/runs/{bad.id}",
-                "artifacts": f"#/runs/{good}/artifacts",
-                "logs": f"#/runs/{good}/logs",
-                "deployments": "#/deployments",
-                "deployment": "#/deployments/often",
-                "automations": "#/automations",
-                "events": "#/events",
-                "limits": "#/limits",
-                "variables": "#/variables",
-            }
             async with async_playwright() as started:
                 browser = await started.chromium.launch(
                     executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
                 )
-                for scheme, some in (("light", list(pages)), ("dark", ["home", "run"])):
+                for suffix, names, width, scheme in (
+                    ("", tuple(PAGES), 1180, "light"),
+                    ("-dark", DARK, 1180, "dark"),
+                    ("-phone", PHONE, 390, "light"),
+                ):
                     context = await browser.new_context(
-                        viewport={"width": 1180, "height": 760}, color_scheme=scheme
+                        viewport={"width": width, "height": 760}, color_scheme=scheme
                     )
                     page = await context.new_page()
                     await page.goto(url)
                     await page.wait_for_selector("h1")
-                    for name in some:
-                        await page.goto(base + pages[name])
+                    for name in names:
+                        place, shows = PAGES[name]
+                        for key, run_id in ids.items():
+                            place = place.replace(f"@{key}", run_id)
+                        await page.goto(base + place)
+                        await page.wait_for_selector(shows)
+                        if name == "answer":
+                            await page.get_by_role("button", name="Answer…").click()
                         await page.wait_for_timeout(1200)
-                        suffix = "" if scheme == "light" else "-dark"
                         await page.screenshot(path=folder / f"{name}{suffix}.png")
                 await browser.close()
 

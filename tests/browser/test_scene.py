@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from asyncflow import Engine
+from asyncflow import Engine, Interval
 from asyncflow.server.app import serve_app
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
@@ -214,6 +214,14 @@ def test_who_holds_what_is_waited_for_is_one_click_away(tab: Tab) -> None:
     assert "open" not in tab.query()
 
 
+def test_a_dialog_goes_with_its_page(tab: Tab) -> None:
+    tab.go("#/runs/@release@", ".banner")
+    tab.press("Answer…")
+    tab.page.wait_for_selector("dialog")
+    tab.go("#/limits", "tr:has-text('warehouse')")
+    assert tab.page.locator("dialog").count() == 0
+
+
 def test_calls_that_have_not_begun_are_counted_and_can_be_looked_at(tab: Tab) -> None:
     tab.go("#/runs/@tables@?task=load", "text=5 more have not begun yet.")
     tab.page.wait_for_selector("tr:has-text('0 / 6')")
@@ -231,6 +239,53 @@ def test_artifacts_are_drawn(tab: Tab) -> None:
     tab.go("#/runs/@hostile@/artifacts", ".prose strong:has-text('fine')")
     assert tab.page.locator("main img").count() == 0
     assert tab.page.locator("main a[href^='javascript']").count() == 0
+
+
+@pytest.fixture
+def left(tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The page of a server whose store an engine has left, in the middle of a run."""
+    monkeypatch.setattr("asyncflow.planned._LATE", 0.0)
+    path = tmp_path / "left.db"
+    found: list[Any] = []
+    began = threading.Event()
+
+    async def main() -> None:
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        found.append(lambda: loop.call_soon_threadsafe(over.set))
+        async with Engine(path) as engine:
+            await engine.deploy(scene.release, "often", schedule=Interval(1), late_seconds=0)
+            await engine.submit(scene.rebuild_index, run_name="left behind")
+        async with Engine(path) as looks:
+            runner, url = await serve_app(looks, "127.0.0.1", 0, None, embedded=False)
+            found.append(url)
+            began.set()
+            await over.wait()
+            await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), name="left")
+    thread.start()
+    assert began.wait(30)
+    page = browser.new_page()
+    page.goto(found[1])
+    page.wait_for_selector("h1")
+    yield page
+    page.close()
+    found[0]()
+    thread.join()
+
+
+def test_what_no_engine_has_is_seen_and_so_are_schedules_that_are_late(left: Any) -> None:
+    late = left.locator(".card:has-text('Late schedules') .item:has-text('often')")
+    while not late.count():  # the page itself looks twice a minute
+        left.reload()
+        left.wait_for_selector(".tile")
+    left.get_by_role("link", name="Attention").click()
+    left.wait_for_selector(".card:has-text('Late schedules') .item:has-text('often')")
+    left.wait_for_selector(".card:has-text('No engine has them') .item:has-text('left behind')")
+    left.get_by_role("link", name="left behind").click()
+    left.wait_for_selector(".banner:has-text('no engine has it')")
+    assert left.get_by_role("button", name="Resume").is_visible()
 
 
 # --- what is done ---------------------------------------------------------------------------------

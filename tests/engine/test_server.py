@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -99,6 +100,23 @@ async def server(path: Path) -> AsyncIterator[Server]:
         async with aiohttp.ClientSession() as client:
             yield Server(engine, client, base, token)
         await runner.cleanup()
+
+
+async def test_scripts_are_kept_by_who_has_them_and_are_new_in_each_version(server: Server) -> None:
+    async with server.web.get(f"{server.base}/") as answer:
+        page = await answer.text()
+        assert answer.headers["Cache-Control"] == "no-cache"
+    (script,) = re.findall(r'<script type="module" src="(static/[0-9a-f]{16}/app.js)">', page)
+    assert page.count('rel="modulepreload"') > 10
+    for path, kept in (
+        (script, "public, max-age=31536000, immutable"),
+        ("static/app.js", "no-cache"),
+    ):
+        async with server.web.get(f"{server.base}/{path}") as answer:
+            assert answer.status == 200
+            assert answer.headers["Cache-Control"] == kept
+    async with server.web.get(f"{server.base}/static/{'0' * 16}/app.js") as answer:
+        assert answer.status in (401, 404), "of another version there is nothing"
 
 
 async def test_a_run_is_told_with_its_tasks_logs_and_timeline(server: Server) -> None:

@@ -238,7 +238,11 @@ export function dialog(title, body, { okay = "OK", danger = false, submit = null
       : null,
   );
   node.append(form);
+  // Whoever goes to another page, such as by the button of the browser, leaves the dialog behind.
+  const leave = () => node.close();
+  addEventListener("hashchange", leave);
   node.addEventListener("close", () => {
+    removeEventListener("hashchange", leave);
     node.remove();
     if (back?.isConnected) back.focus();
   });

@@ -150,7 +150,6 @@ export function taskTable(context, id, fork) {
       shown.addEventListener("close", () => {
         if (!context.signal.aborted && query.get("open") === String(seq)) context.setQuery({ open: null });
       });
-      context.signal.addEventListener("abort", () => shown.close());
     } catch (error) {
       if (query.get("open")) context.setQuery({ open: null });
       complain(error);
