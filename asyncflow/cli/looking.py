@@ -210,6 +210,8 @@ def show_run(*, run_id: str, all_tasks: bool, at: Place, as_json: bool) -> int:
             return 0
         _say_head(tree.row)
         for wait in waits:
+            if row.message and wait["text"].endswith(row.message):
+                continue  # the head has said so
             say(f"{click.style('waits:', bold=True)} {one_line(wait['text'], 500)}")
         for line in _branches(tree, all_tasks):
             say(line)
