@@ -222,7 +222,7 @@ def _norm_items(
     try:
         for item in items:
             # Not a comprehension: the length of what is done tells where it failed.
-            done.append(item if type(item) in SCALARS else _norm(item, depth, token))  # noqa: PERF401
+            done.append(item if type(item) in SCALARS else _norm(item, depth, token))  # noqa: PERF401 - quicker
     except Refused as refused:
         refused.steps.append((step or item_step)(len(done)))
         raise
@@ -420,7 +420,7 @@ def _state(value: Any) -> dict[str, Any]:
         # It extends list, dict or the like: its items are not among its attributes.
         raise Refused(value, "it is a dataclass that extends a built-in type") from None
     # Not its own __getstate__: a frozen one with slots gives a bare list of values.
-    found: Any = object.__getstate__(value)  # type: ignore[attr-defined,unused-ignore]
+    found: Any = object.__getstate__(value)  # type: ignore[attr-defined,unused-ignore] # from 3.11 on, which stubs forget
     inside, slots = found if type(found) is tuple else (found, None)
     return _lasting(cls, {**(inside or {}), **(slots or {})})
 

@@ -748,7 +748,9 @@ class Client:
     ) -> Pages[M]:
         async def page(at: str | None) -> models.Page[M]:
             asked = query if at is None else [*query, ("cursor", at)]
-            return await self._get(path, models.Page[model], asked, run_id)  # type: ignore[valid-type]
+            pages: Any = models.Page[model]  # type: ignore[valid-type] # made as the program runs
+            found: models.Page[M] = await self._get(path, pages, asked, run_id)
+            return found
 
         return Pages(page, cursor)
 

@@ -125,7 +125,7 @@ class Moving:
         """Do what takes long on a thread. *work* is given what tells it to stop, and gives None
         then: when its caller is cancelled, or the engine closed."""
         left = threading.Event()
-        stopped = lambda: left.is_set() or not self._open  # noqa: E731
+        stopped = lambda: left.is_set() or not self._open  # noqa: E731 - nothing more to say
         try:
             done = await self.threads.run(lambda: work(stopped))
         finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from operator import is_ as _is
 from typing import Any
@@ -39,24 +40,24 @@ class Unmapped:
         self.value = value
 
 
-class FutureGroup:
+class FutureGroup(ABC):
     """What `TaskFutureList` tells this module of itself."""
 
     __slots__ = ()
 
     @property
+    @abstractmethod
     def late(self) -> Call | None:
         """What stands for it if it is a map over a future; else its members do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def members(self) -> Iterable[Call]:
         """Its futures, or the one that stands for them as long as they are not there."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def promised(self) -> Call | None:
         """What stands for its futures as long as they are not there."""
-        raise NotImplementedError
 
 
 def find(values: Iterable[Any], found: list[tuple[Call, bool]]) -> bool:

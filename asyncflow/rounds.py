@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from asyncflow.errors import AsyncflowError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 
 
-class Rounds:
+class Rounds(ABC):
     """Something that an engine looks at again and again; never two rounds at once.
 
     Args:
@@ -34,13 +35,13 @@ class Rounds:
         self._again = False  # something has come up during a round
 
     @property
+    @abstractmethod
     def active(self) -> bool:
         """Whether there is anything to look at."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def round(self) -> float:
         """Do what there is to do now; seconds to the next round."""
-        raise NotImplementedError
 
     def look(self) -> None:
         """Have a round as soon as the loop comes to it."""

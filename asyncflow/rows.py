@@ -178,7 +178,7 @@ def value_of(kind: int, data: bytes | None, load_file: Callable[[str], bytes], w
             # Only a task that asked for it is stored so, and only an engine comes here.
             if data[:1] != _PICKLE:
                 raise ValueError("it is damaged, and no pickle any more")
-            return pickle.loads(data)  # noqa: S301
+            return pickle.loads(data)  # noqa: S301 - asked for by its task
         return codec.decode(data)
     except Exception as error:
         raise ResultUnreadable(f"the stored result of {what} cannot be read: {error}") from error

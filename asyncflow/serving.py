@@ -73,7 +73,7 @@ async def until_told(engine: Engine) -> int | None:
         try:
             loop.add_signal_handler(number, on_signal, number)
         except (NotImplementedError, RuntimeError, ValueError):
-            continue  # not the main thread: whoever started us ends us
+            continue  # not the main thread, or Windows: whoever started us ends us
         before[number] = signal.getsignal(number)
     try:
         return await told

@@ -109,7 +109,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         Raises:
             Deadlock: there is none.
         """
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined] # as `_ready` below
         if not scheduled:
             waiting = sorted(t.get_name() for t in asyncio.all_tasks(self) if not t.done())
             raise Deadlock(f"nothing is left that could happen; these wait: {', '.join(waiting)}")
@@ -598,7 +598,7 @@ def _bury(loop: VirtualLoop, world: _World | None) -> None:
             # Code that is closed may start more, to wind up; that is let go of, too.
             task = left.pop()
             buried.add(task)
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            task._log_destroy_pending = False  # type: ignore[attr-defined] # asyncio's own way to be quiet
             coro = task.get_coro()
             if coro is not None:
                 with contextlib.suppress(BaseException):

@@ -19,6 +19,7 @@ and a dry run is the real thing. The rules of the house:
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -636,7 +637,7 @@ def _upper(value: Any) -> Any:
 # --- composites -------------------------------------------------------------------------------
 
 
-class _Composite:
+class _Composite(ABC):
     """What triggers made of others have in common."""
 
     def __init__(self, parts: Sequence[Trigger]) -> None:
@@ -652,6 +653,7 @@ class _Composite:
         ends = (part.due(own) for part, own in zip(self.parts, state["parts"], strict=True))
         return min((end for end in ends if end is not None), default=None)
 
+    @abstractmethod
     def take(
         self, state: State, part: int, firing: Firing, order: int, fired: list[Firing]
     ) -> None:
@@ -660,7 +662,6 @@ class _Composite:
         Args:
             order: tells what comes first of firings of the same time.
         """
-        raise NotImplementedError
 
     def step(self, state: State, event: EventRecord, fired: list[Firing]) -> bool:
         changed = False
@@ -720,13 +721,13 @@ class _Pool(_Composite):
     def start(self, now: float) -> State:
         return {**super().start(now), "buckets": {}, "held": 0, "dropped": 0, "arrivals": 0}
 
+    @abstractmethod
     def chosen(self, pool: list[Any], at: int) -> list[Any] | None:
         """The firings that fulfil the trigger, with the one in place *at*; None if none do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def needed(self, pool: list[Any]) -> list[Any]:
         """Those that a firing yet to come may need, if it comes in order."""
-        raise NotImplementedError
 
     def take(
         self, state: State, part: int, firing: Firing, order: int, fired: list[Firing]

@@ -22,7 +22,7 @@ START = 1_800_000_000.0
 PATIENCE = 30.0
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type] # its base depends on the platform
     loop: VirtualLoop
 
     def select(self, timeout: float | None = None) -> Any:
@@ -57,10 +57,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def jump(self) -> None:
         """To the very moment of the next timer: adding up differences would miss it by a bit."""
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined] # asyncio's own heap
         self._now = max(self._now, scheduled[0].when())
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+    def run_in_executor(  # type: ignore[override] # less exact than that of asyncio
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         self.elsewhere += 1
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(lambda _: self._back())

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 import click
@@ -568,7 +569,7 @@ def print_logs(*, run_id: str, level: str, search: str, at: Place, as_json: bool
                         }
                     )
                     continue
-                stamp = f"{moment(line.time).astimezone():%H:%M:%S.%f}"[:-3]  # type: ignore[union-attr]
+                stamp = f"{datetime.fromtimestamp(line.time):%H:%M:%S.%f}"[:-3]
                 where = f" [{line.seq}]" if line.seq else ""
                 say(f"{stamp} {name:<7}{where} {paragraph(line.message)}")
         if as_json:

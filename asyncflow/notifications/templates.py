@@ -330,27 +330,27 @@ def _environment() -> tuple[Any, Callable[[Any], Any]]:
                 raise TemplateError("self is not for templates of messages")
             return node
 
-        def visit_For(self, node: Any) -> Any:  # noqa: N802
+        def visit_For(self, node: Any) -> Any:  # noqa: N802 - Jinja2's name
             if node.recursive:
                 raise TemplateError("a recursive loop is not for templates of messages")
             node = self.generic_visit(node)
             node.iter = _filter(node.iter, "_counted")
             return node
 
-        def visit_Concat(self, node: Any) -> Any:  # noqa: N802
+        def visit_Concat(self, node: Any) -> Any:  # noqa: N802 - Jinja2's name
             node = self.generic_visit(node)
             return _filter(nodes.List(node.nodes, lineno=node.lineno), "_text")
 
-        def visit_List(self, node: Any) -> Any:  # noqa: N802
+        def visit_List(self, node: Any) -> Any:  # noqa: N802 - Jinja2's name
             return _filter(self.generic_visit(node), "_weighed")
 
-        visit_Dict = visit_List  # noqa: N815
+        visit_Dict = visit_List  # noqa: N815 - Jinja2's name
 
-        def visit_Tuple(self, node: Any) -> Any:  # noqa: N802
+        def visit_Tuple(self, node: Any) -> Any:  # noqa: N802 - Jinja2's name
             node = self.generic_visit(node)
             return _filter(node, "_weighed") if node.ctx == "load" else node
 
-        def visit_Getitem(self, node: Any) -> Any:  # noqa: N802
+        def visit_Getitem(self, node: Any) -> Any:  # noqa: N802 - Jinja2's name
             node = self.generic_visit(node)
             if not isinstance(node.arg, nodes.Slice):
                 return node
@@ -359,7 +359,7 @@ def _environment() -> tuple[Any, Callable[[Any], Any]]:
                 node.node, "_sliced", [b if b is not None else nodes.Const(None) for b in bounds]
             )
 
-        def visit_Call(self, node: Any) -> Any:  # noqa: N802
+        def visit_Call(self, node: Any) -> Any:  # noqa: N802 - Jinja2's name
             called = node.node
             if isinstance(called, nodes.Name) and called.name == "range" and node.args:
                 node = self.generic_visit(node)

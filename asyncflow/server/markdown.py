@@ -70,7 +70,8 @@ def _tools() -> tuple[Callable[[str], str], Callable[[str], str]]:
         raise MissingExtra(missing, "dashboard", "showing Markdown") from None
     parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "maxNesting": NESTED})
     parser.enable(["table", "strikethrough"])
-    parser.validateLink = _is_sound  # type: ignore[method-assign]
+    # Its documented way to be told what a link may be.
+    parser.validateLink = _is_sound  # type: ignore[method-assign] # as above
     cleaner = nh3.Cleaner(
         tags=TAGS,
         clean_content_tags={"script", "style", "iframe", "object", "svg", "math", "template"},

@@ -52,7 +52,7 @@ class UserConnection(sqlite3.Connection):
     def __enter__(self) -> UserConnection:
         return self
 
-    def __exit__(self, *_: object) -> None:  # type: ignore[override]
+    def __exit__(self, *_: object) -> None:  # type: ignore[override] # that of sqlite3 commits
         """Nothing: an exception goes its way, and takes the whole transaction back."""
 
     def executescript(self, sql_script: str, /) -> sqlite3.Cursor:

@@ -10,8 +10,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
-server_mock = pytest.importorskip("server_mock")
+NEEDS = "the extra 'browser' is not installed"
+playwright = pytest.importorskip("playwright.sync_api", reason=NEEDS)
+server_mock = pytest.importorskip("server_mock", reason=NEEDS)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -176,7 +177,7 @@ def test_dialogs_fit_on_a_phone(open_tab: Callable[..., Tab]) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_is_hard_to_use_for_some(open_tab: Callable[..., Tab], scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDS).Axe()
     tab = open_tab(color_scheme=scheme, reduced_motion="reduce")
     tab.sign_in()
     # The dark pages differ by their colours only.
@@ -540,7 +541,7 @@ def test_the_theme_is_kept(tab: Tab) -> None:
 
 
 def test_dialogs_are_not_hard_to_use_for_some(tab: Tab) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDS).Axe()
     tab.go("#/deployments/nightly_report-hourly")
     tab.page.get_by_role("button", name="Run nightly_report-hourly").click()
     tab.page.wait_for_selector("dialog[open]")

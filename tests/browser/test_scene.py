@@ -17,8 +17,9 @@ import pytest
 from asyncflow import Engine, Interval
 from asyncflow.server.app import serve_app
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
-scene = pytest.importorskip("browser.scene")
+NEEDS = "the extra 'browser' is not installed"
+playwright = pytest.importorskip("playwright.sync_api", reason=NEEDS)
+scene = pytest.importorskip("browser.scene", reason=NEEDS)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -189,7 +190,7 @@ def test_each_page_fits_on_a_phone(open_tab: Callable[..., Tab]) -> None:
 
 
 def test_each_page_can_be_used_by_all(open_tab: Callable[..., Tab]) -> None:
-    module = pytest.importorskip("axe_playwright_python.sync_playwright")
+    module = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDS)
     tab, axe = open_tab(color_scheme="dark"), module.Axe()
     for place, shows in SAYS.items():
         tab.go(place, shows)

@@ -765,7 +765,7 @@ def test_a_failure_in_the_middle_leaves_nothing_in_the_store(
         yield from (row._replace(result=BIG) if isinstance(row, RunRow) else row for row in rows)
         raise InvalidExport("in the middle")
 
-    keep: Callable[..., MarkRow] = lambda mark, _: mark  # noqa: E731
+    keep: Callable[..., MarkRow] = lambda mark, _: mark  # noqa: E731 - as it is
     with pytest.raises(InvalidExport, match="in the middle"):
         there.load(broken(), keep)
     assert contents(there) == before

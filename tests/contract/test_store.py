@@ -1394,10 +1394,12 @@ def test_messages_for_a_run_and_for_all_come_in_order(store: ReadableStore) -> N
         store.send(MessageRow(0, "a", second.pk, b"3", 6.0)),
         store.send(MessageRow(0, "b", None, b"4", 7.0)),
     ]
-    assert store.newest_message() == sent[-1].id  # type: ignore[union-attr]
+    assert all(sent)
+    ids = [message.id for message in sent if message is not None]
+    assert store.newest_message() == ids[-1]
     assert [m.payload for m in store.messages(first.pk, 0)] == [b"1", b"2", b"4"]
     assert [m.payload for m in store.messages(second.pk, 0)] == [b"3", b"4"]
-    assert store.messages(first.pk, sent[1].id) == [sent[3]]  # type: ignore[union-attr]
+    assert store.messages(first.pk, ids[1]) == [sent[3]]
 
 
 def test_a_message_that_may_be_sent_once_is_refused_the_second_time(store: ReadableStore) -> None:

@@ -62,7 +62,7 @@ async def test_a_tag_that_is_text_is_one_tag(store: Any) -> None:
         assert run.tags == ["nightly"]
         assert [r.id for r in await engine.runs(tags="nightly")] == [run.id]
         with pytest.raises(InvalidOption, match="give names"):
-            await engine.submit(one, 1, tags=[1])  # type: ignore[list-item]
+            await engine.submit(one, 1, tags=[1])  # type: ignore[list-item] # wrong on purpose
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ async def test_names_with_characters_that_no_text_may_hold_are_stored(store: Any
 
 async def test_an_idempotency_key_that_is_a_number_is_its_text(store: Any) -> None:
     async with Engine(store) as engine:
-        first = await engine.submit(one, 1, idempotency_key=5)  # type: ignore[arg-type]
+        first = await engine.submit(one, 1, idempotency_key=5)  # type: ignore[arg-type] # wrong on purpose
         second = await engine.submit(one, 1, idempotency_key="5")
         assert first.id == second.id
         await first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def test_only_functions_can_be_decorated(decorator: Any, thing: Any) -> None:
 
 @pytest.mark.parametrize("decorator", [task, flow])
 def test_generators_are_refused_with_a_hint_at_stream(decorator: Any) -> None:
-    async def numbers():  # type: ignore[no-untyped-def]
+    async def numbers() -> AsyncIterator[int]:
         yield 1
 
     with pytest.raises(InvalidDefinition, match="stream"):

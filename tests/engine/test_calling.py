@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -75,7 +76,7 @@ async def test_outside_of_a_flow_a_state_can_be_asked_for_too() -> None:
     for state in (half(3, return_state=True), await double(2, return_state=True)):
         assert state.is_completed()
     assert half(3, return_state=True).result() == 1.5
-    assert half("x", return_state=True).is_failed()  # type: ignore[arg-type]
+    assert half("x", return_state=True).is_failed()  # type: ignore[arg-type] # wrong on purpose
 
 
 async def test_outside_of_a_flow_a_task_is_the_plain_function() -> None:
@@ -243,7 +244,7 @@ async def test_futures_are_found_at_any_depth_and_containers_keep_their_type(
         told = [
             await kind.submit(default),
             await kind.submit(OrderedDict(a=double.submit(1))),
-            await kind.submit(Row([double.submit(1)])),  # type: ignore[list-item]
+            await kind.submit(Row([double.submit(1)])),  # type: ignore[list-item] # a future for a value
             await kind.submit(Point(double.submit(1), 2)),
             await kind.submit(frozenset([double.submit(1)])),
             await kind.submit({"a": [double.map([])]}),
@@ -485,7 +486,7 @@ async def test_a_returned_state_decides_how_it_ended(engine: Engine) -> None:
 async def test_stream_pulls_lazily_and_gives_all_results(engine: Engine) -> None:
     pulled = given = most = 0
 
-    def source():  # type: ignore[no-untyped-def]
+    def source() -> Iterator[int]:
         nonlocal pulled, most
         for i in range(100):
             pulled += 1
@@ -567,7 +568,7 @@ async def test_a_resource_is_opened_once_and_closed_at_the_end() -> None:
     events = []
 
     @resource
-    async def thing():  # type: ignore[no-untyped-def]
+    async def thing() -> AsyncIterator[Any]:
         events.append("open")
         yield 42
         events.append("close")
@@ -591,7 +592,7 @@ async def test_a_resource_is_opened_once_and_closed_at_the_end() -> None:
 
 async def test_a_flow_takes_resources_too_and_stores_none(engine: Engine) -> None:
     @resource
-    async def thing():  # type: ignore[no-untyped-def]
+    async def thing() -> AsyncIterator[Any]:
         yield object()
 
     @flow
@@ -613,7 +614,7 @@ async def test_what_a_resource_does_belongs_to_no_run(engine: Engine) -> None:
     seen = []
 
     @resource
-    async def thing():  # type: ignore[no-untyped-def]
+    async def thing() -> AsyncIterator[Any]:
         seen.append(runtime.flow_run.id)
         yield 1
 
@@ -623,7 +624,7 @@ async def test_what_a_resource_does_belongs_to_no_run(engine: Engine) -> None:
 
     @flow
     async def main() -> int:
-        return await use()  # type: ignore[call-arg]
+        return await use()  # type: ignore[call-arg] # the resource is handed in
 
     assert await engine.run(main) == 1
     assert seen == [None]
@@ -636,12 +637,12 @@ async def test_a_resource_that_does_not_close_is_left_and_named(
     order = []
 
     @resource
-    async def stuck():  # type: ignore[no-untyped-def]
+    async def stuck() -> AsyncIterator[int]:
         yield 1
         await asyncio.Event().wait()
 
     @resource
-    async def fine():  # type: ignore[no-untyped-def]
+    async def fine() -> AsyncIterator[int]:
         yield 2
         order.append("closed")
 
@@ -651,7 +652,7 @@ async def test_a_resource_that_does_not_close_is_left_and_named(
 
     @flow
     async def main() -> int:
-        return await use()  # type: ignore[call-arg]
+        return await use()  # type: ignore[call-arg] # the resource is handed in
 
     async with virtual_engine(cancel_grace_seconds=5) as engine:
         assert await engine.run(main) == 3

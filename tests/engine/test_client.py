@@ -189,7 +189,7 @@ async def test_runs_are_found_by_what_they_are(served: Served) -> None:
         ({"deployment": "none"}, 0),
         ({"text": "THR"}, 3),
     ):
-        assert len([r async for r in client.runs(**filters)]) == found, filters  # type: ignore[arg-type]
+        assert len([r async for r in client.runs(**filters)]) == found, filters  # type: ignore[arg-type] # of a table
 
 
 async def test_what_a_run_shows_comes_with_or_without_its_data(served: Served) -> None:

@@ -179,7 +179,7 @@ def test_another_life_works_out_the_rest_by_the_wall_clock(jump: float) -> None:
         async with VirtualEngine(MemoryStore(), clock=wall) as engine:
             run = await engine.submit(sleeper)
             await asyncio.sleep(10)
-            store = engine.store.copy()  # type: ignore[attr-defined]
+            store = engine.store.copy()  # type: ignore[attr-defined] # it is a MemoryStore
             await run.cancel()
         wall.set_by += jump
         began = asyncio.get_running_loop().time()

@@ -214,7 +214,7 @@ def dies(engine: Engine, *, before: bool) -> asyncio.Event:
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
-    engine.commands._done = dying  # type: ignore[method-assign]
+    engine.commands._done = dying  # type: ignore[method-assign] # it dies there
     return died
 
 
@@ -281,7 +281,7 @@ async def test_an_engine_that_is_closed_gives_back_what_it_has_not_done() -> Non
             raise StoreClosed("the engine is closed")
 
         await first.recover()
-        first.commands._done = slow  # type: ignore[method-assign]
+        first.commands._done = slow  # type: ignore[method-assign] # it is slow there
         row = await ask(server, "rerun", {}, run=run)
         await begun.wait()
         await first.interrupt("closing")
@@ -461,9 +461,9 @@ async def test_an_idle_engine_asks_the_store_no_more_for_commands(path: Path) ->
         await engine.recover()
         said: list[str] = []
         store = engine.store
-        store._connection.set_trace_callback(said.append)  # type: ignore[attr-defined]
+        store._connection.set_trace_callback(said.append)  # type: ignore[attr-defined] # a SqliteStore
         await engine.recovery.recover()
-        store._connection.set_trace_callback(None)  # type: ignore[attr-defined]
+        store._connection.set_trace_callback(None)  # type: ignore[attr-defined] # as above
         assert len(said) == 2, "unfinished runs, and whether there are commands"
         version = planning.version().sql
         assert version.count("commands") == 1, "it is told by what is asked for schedules anyway"

@@ -121,7 +121,7 @@ async def test_an_engine_that_is_open_is_not_opened_again(engine: Engine) -> Non
 
 async def test_what_is_no_store_is_refused() -> None:
     with pytest.raises(InvalidOption, match="give a path, a SqliteStore, a MemoryStore"):
-        await Engine(3).open()  # type: ignore[arg-type]
+        await Engine(3).open()  # type: ignore[arg-type] # wrong on purpose
 
 
 async def test_closing_twice_is_closing_once() -> None:
@@ -148,7 +148,7 @@ async def test_a_function_that_is_no_flow_is_refused(engine: Engine) -> None:
     async def main() -> None: ...
 
     with pytest.raises(InvalidOption, match="is not a flow"):
-        await engine.run(main)  # type: ignore[arg-type]
+        await engine.run(main)  # type: ignore[arg-type] # wrong on purpose
 
 
 # --- copies with other options --------------------------------------------------------------------
@@ -445,7 +445,7 @@ def opened(log: list[str], **options: Any) -> Resource[Pool]:
         finally:
             log.append("close")
 
-    return resource(**options)(pool) if options else resource(pool)  # type: ignore[arg-type]
+    return resource(**options)(pool) if options else resource(pool)  # type: ignore[arg-type] # wrong on purpose
 
 
 async def test_a_resource_of_a_run_is_opened_once_for_each(engine: Engine) -> None:
@@ -519,7 +519,7 @@ async def test_a_resource_can_be_given_and_used_by_hand(engine: Engine) -> None:
 
     @flow
     async def main() -> str:
-        return await use(Pool(log, "given"))  # type: ignore[arg-type]
+        return await use(Pool(log, "given"))  # type: ignore[arg-type] # wrong on purpose
 
     assert await engine.run(main) == "given"
     async with pool() as by_hand:
@@ -557,10 +557,10 @@ def test_what_cannot_be_a_resource_is_refused() -> None:
     async def coroutine() -> None: ...
 
     with pytest.raises(InvalidDefinition, match="has parameters"):
-        resource(with_parameters)  # type: ignore[arg-type]
+        resource(with_parameters)  # type: ignore[arg-type] # wrong on purpose
     for wrong in (generator, coroutine):
         with pytest.raises(InvalidDefinition, match="an async generator that yields once"):
-            resource(wrong)  # type: ignore[arg-type]
+            resource(wrong)  # type: ignore[arg-type] # wrong on purpose
     with pytest.raises(InvalidOption, match="use 'engine' or 'run'"):
         opened([], scope="process")
 
@@ -574,7 +574,7 @@ async def of_this_module() -> AsyncIterator[int]:
 
 
 async def test_an_annotation_that_is_text_may_name_types_for_checkers_only(engine: Engine) -> None:
-    async def use(n, m=0):  # type: ignore[no-untyped-def]
+    async def use(n: Any, m: Any = 0) -> Any:
         return n
 
     use.__annotations__ = {
@@ -624,9 +624,9 @@ async def test_flows_are_called_from_plain_code_of_a_flow(engine: Engine) -> Non
     @flow
     def outer() -> list[Any]:
         with pytest.raises(BlockingCall, match=r"use colourful\.submit\(\.\.\.\)\.result\(\)"):
-            colourful(1)  # type: ignore[unused-coroutine]
+            colourful(1)  # type: ignore[unused-coroutine] # wrong on purpose
         with pytest.raises(BlockingCall, match=r"coloured\.submit"):
-            coloured(1)  # type: ignore[unused-coroutine]
+            coloured(1)  # type: ignore[unused-coroutine] # wrong on purpose
         return [
             inner(1),
             inner(2, return_state=True).name,

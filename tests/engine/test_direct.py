@@ -31,7 +31,7 @@ async def test_a_direct_call_whose_upstream_fails_later_raises(engine: Engine) -
         told = []
         for called in (same, child):
             with pytest.raises(UpstreamFailed) as caught:
-                await called(broken.submit())  # type: ignore[arg-type]
+                await called(broken.submit())  # type: ignore[arg-type] # a future for a value
             told.append(repr(caught.value.__cause__))
         return told
 
@@ -52,7 +52,7 @@ async def test_a_direct_call_that_waits_in_a_task_of_its_own_ends_with_its_run(
 
     async def call(upstream: object) -> None:
         try:
-            await same(upstream)  # type: ignore[arg-type]
+            await same(upstream)  # type: ignore[arg-type] # a future for a value
         except BaseException as error:
             ended.append(error)
             raise

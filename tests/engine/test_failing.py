@@ -15,6 +15,7 @@ from asyncflow import (
     QueueTimeout,
     RetryAfter,
     RunCancelled,
+    TaskFuture,
     TaskTimeout,
     exponential_backoff,
     flow,
@@ -45,7 +46,7 @@ async def test_a_thousand_calls_at_once_have_exactly_four_attempts_each(engine: 
         futures = fail.map(range(1000))
         return sum([isinstance(await _error(future), Flaky) for future in futures])
 
-    async def _error(future):  # type: ignore[no-untyped-def]
+    async def _error(future: TaskFuture[None]) -> BaseException | None:
         try:
             await future
         except Flaky as error:
@@ -95,7 +96,7 @@ async def test_retry_on_names_what_is_tried_again(engine: Engine) -> None:
 async def test_a_condition_may_refuse_a_retry(engine: Engine) -> None:
     seen = []
 
-    async def condition(task, task_run, state):  # type: ignore[no-untyped-def]
+    async def condition(task: Any, task_run: Any, state: Any) -> bool:
         seen.append((task.name, task_run.attempt, str(state.result(raise_on_failure=False))))
         return len(seen) < 2
 
@@ -641,7 +642,7 @@ async def test_an_orderly_clean_up_may_await() -> None:
         future.cancel()
         await asyncio.wait([asyncio.ensure_future(_quiet(future))])
 
-    async def _quiet(future):  # type: ignore[no-untyped-def]
+    async def _quiet(future: TaskFuture[Any]) -> None:
         try:
             await future
         except Exception:

@@ -245,7 +245,7 @@ def test_a_policy_that_is_none_is_refused(policy: Any, text: str) -> None:
 
 def test_a_fallback_must_fit_and_lead_elsewhere() -> None:
     with pytest.raises(InvalidOption, match="give a task"):
-        fallback(fails)  # type: ignore[arg-type]
+        fallback(fails)  # type: ignore[arg-type] # wrong on purpose
 
     @task
     async def two(x: int, y: int) -> int:

@@ -46,7 +46,7 @@ class Stepping(testing.VirtualLoop):
         self.steps += 1
         if self.steps == self._at:
             self._act()
-        ready: Any = self._ready  # type: ignore[attr-defined]
+        ready: Any = self._ready  # type: ignore[attr-defined] # asyncio's own queue
         rest = [ready.pop() for _ in range(len(ready) - 1)]
         super()._run_once()
         ready.extendleft(rest)

@@ -67,7 +67,7 @@ async def test_a_fork_of_a_completed_run_runs_nothing_again(store: Store) -> Non
         assert await fork == total
         assert fork.id != run.id
         assert RAN == []
-        assert (await engine.get_run(fork.id)).row.origin == run.id  # type: ignore[union-attr]
+        assert (await engine.stored_run(fork.id)).origin == run.id
         assert len(await engine.task_runs(fork.id)) == 4
 
 
@@ -160,7 +160,7 @@ async def test_a_rerun_runs_all_again_and_names_its_origin(store: Store) -> None
         assert len(RAN) == 5
         more = await engine.rerun(run.id, parameters={"extra": 5})
         assert await more == total + 5
-        assert (await engine.get_run(again.id)).row.origin == run.id  # type: ignore[union-attr]
+        assert (await engine.stored_run(again.id)).origin == run.id
 
 
 async def test_a_run_of_another_version_is_resumed_only_when_asked_to(store: Store) -> None:

@@ -43,7 +43,7 @@ async def fill_up() -> None:
     """From now on the database can grow no more, but by a little."""
     if FULL:
         engine, room = FULL.pop()
-        db = engine.store._connection  # type: ignore[attr-defined]
+        db = engine.store._connection  # type: ignore[attr-defined] # it is a SqliteStore
         pages = db.execute("PRAGMA page_count").fetchone()[0]
         await engine.writer.do(lambda: db.execute(f"PRAGMA max_page_count = {pages + room}"))
 

@@ -300,7 +300,7 @@ async def test_what_could_not_be_recorded_is_not_told(what: str) -> None:
         raise StoreError("the disk is full")
 
     def breaks() -> None:
-        store.write = full  # type: ignore[method-assign]
+        store.write = full  # type: ignore[method-assign] # a full disk
 
     @task(**seen.hooks())
     async def work() -> None:

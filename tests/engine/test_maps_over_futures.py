@@ -84,7 +84,7 @@ async def test_it_can_be_waited_for_in_every_way(engine: Engine) -> None:
     async def main() -> list[Any]:
         done, rest = await wait(double.map(numbers.submit()))
         first, _ = await wait(
-            [double.map(numbers.submit()), hold := double.submit(stop.submit())],  # type: ignore[arg-type]
+            [double.map(numbers.submit()), hold := double.submit(stop.submit())],  # type: ignore[arg-type] # lists of both kinds
             return_when="FIRST_COMPLETED",
         )
         none, late = await wait(double.map(waits.submit()), timeout=0)

@@ -361,7 +361,7 @@ async def test_an_idempotency_key_is_kept_if_it_is_free(
         other = await engine.import_run(file, new_id=True)
         assert "'one' is that of another run here" in caplog.text
         assert (await engine.submit(inner, 1, idempotency_key="one")).id == run.id
-        assert (await engine.get_run(other.id)).row.origin == run.id  # type: ignore[union-attr]
+        assert (await engine.stored_run(other.id)).origin == run.id
 
 
 async def test_an_export_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ async def test_every_way_of_calling_a_plain_task_works(store: Store) -> None:
 
 async def test_outside_of_flows_it_is_the_plain_function() -> None:
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        setup(db)  # type: ignore[call-arg]
+        setup(db)  # type: ignore[call-arg] # flows hand it in
         assert balance.fn(db) == [100, 0]
 
 
@@ -412,7 +412,7 @@ def test_functions_that_cannot_be_one_are_refused() -> None:
     with pytest.raises(InvalidDefinition, match="takes no connection"):
 
         @task(transactional=True)
-        def takes_nothing() -> None: ...  # type: ignore[misc]
+        def takes_nothing() -> None: ...  # type: ignore[misc] # wrong on purpose
 
 
 # --- being stopped --------------------------------------------------------------------------------

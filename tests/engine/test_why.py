@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -415,7 +416,7 @@ async def test_another_engine_sees_who_holds_what_its_run_waits_for(path: Path, 
             return None
 
         for engine in (other, looks):
-            reason = await until(lambda engine=engine: told(engine))  # type: ignore[misc]
+            reason = await until(partial(told, engine))
             assert reason.limit.used == 2
             assert reason.calls == 5
             assert [h.name for h in reason.limit.holders] == ["query-1", "query-2"]

@@ -115,5 +115,5 @@ def when(after: datetime) -> None:
 
 
 async def wrong() -> None:
-    await fetch(1)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
-    parse("text")  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+    await fetch(1)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue] # wrong
+    parse("text")  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue] # wrong

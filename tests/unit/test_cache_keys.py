@@ -158,9 +158,9 @@ def test_a_policy_shows_itself_as_it_is_written() -> None:
 
 def test_only_policies_can_be_added() -> None:
     with pytest.raises(TypeError):
-        _ = INPUTS + 1  # type: ignore[operator]
+        _ = INPUTS + 1  # type: ignore[operator] # wrong on purpose
     with pytest.raises(TypeError):
-        _ = INPUTS - 1  # type: ignore[operator]
+        _ = INPUTS - 1  # type: ignore[operator] # wrong on purpose
 
 
 def decorated(n: int) -> Any:

@@ -78,7 +78,7 @@ def test_secrets_may_be_given_as_such_and_show_nowhere() -> None:
         "ops",
         SecretStr("https://example.org/hook/T0KEN?key=s3cret-in-query"),
         secret=SecretStr("s3cret-key"),
-        headers={"Authorization": SecretStr("Bearer s3cret-header")},  # type: ignore[dict-item]
+        headers={"Authorization": SecretStr("Bearer s3cret-header")},  # type: ignore[dict-item] # hidden, as pydantic does
     )
     assert channel.key == "s3cret-key"
     assert channel.headers["Authorization"] == "Bearer s3cret-header"

@@ -66,7 +66,7 @@ def test_a_table(rows: Any, columns: Any, cells: Any) -> None:
 
 
 def test_numbers_of_numpy_stay_numbers() -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = pytest.importorskip("numpy", reason="needs numpy")
     found = table([[numpy.int64(3), numpy.float64(0.5)]])["rows"]
     assert found == [[3, 0.5]]
     assert [type(cell) for cell in found[0]] == [int, float]

@@ -86,7 +86,7 @@ def test_groups_come_back_with_their_members() -> None:
     found = rebuild(dump(raised(group)))
     assert isinstance(found, ExceptionGroup)
     assert [type(e) for e in found.exceptions] == [ValueError, ExceptionGroup]
-    assert found.exceptions[1].exceptions[0].reason == "b"  # type: ignore[attr-defined]
+    assert found.exceptions[1].exceptions[0].reason == "b"  # type: ignore[attr-defined] # it is a group
 
 
 def test_a_type_that_cannot_be_found_becomes_a_recorded_failure() -> None:
@@ -158,7 +158,7 @@ def test_an_exception_remembers_whose_end_it_is_also_through_causes() -> None:
         seq = 3
 
     inner = ValueError()
-    blame(inner, Call)  # type: ignore[arg-type]
+    blame(inner, Call)  # type: ignore[arg-type] # a class for a call
     outer = RuntimeError()
     outer.__cause__ = inner
     assert blamed(ExceptionGroup("g", [outer])) == {(7, 3)}

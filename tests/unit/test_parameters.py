@@ -82,7 +82,7 @@ def test_without_validation_values_stay_as_they_are() -> None:
 
 
 def test_an_annotation_that_cannot_be_read_checks_nothing() -> None:
-    def crawl(n: NoSuchType, m: int) -> None:  # type: ignore[name-defined] # noqa: F821
+    def crawl(n: NoSuchType, m: int) -> None:  # type: ignore[name-defined] # noqa: F821 - there is none, on purpose
         pass
 
     assert parameters(crawl).check({"n": object, "m": "5"}) == {"n": object, "m": 5}
