@@ -16,12 +16,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-STATIC = Path(__file__).parents[1] / "asyncflow" / "server" / "static"
+from asyncflow.server.files import read_files
+
 TOKEN = "the-token"
 READ_TOKEN = "the-read-token"
 HOSTILE = [
@@ -42,12 +42,6 @@ POLICY = (
     " img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none';"
     " require-trusted-types-for 'script'"
 )
-TYPES = {
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".svg": "image/svg+xml",
-}
 #: What a markdown artifact became, by a server that does not sanitise.
 MARKDOWN = (
     "<h2>Summary</h2><p>All <strong>1,204</strong> orders, see"
@@ -655,10 +649,11 @@ class Mock:
         self.streams: set[asyncio.Queue[dict[str, Any]]] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.embedded = True
+        self.files = read_files()
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
-        app.router.add_get("/", self._file)
+        app.router.add_get("/", self._page)
         app.router.add_get("/static/{name:.*}", self._file)
         app.router.add_get("/api/stream", self._stream)
         app.router.add_route("*", "/api/{path:.*}", self._api)
@@ -705,17 +700,21 @@ class Mock:
             )
         return answer
 
+    async def _page(self, request: web.Request) -> web.Response:
+        # Read anew, for whoever changes them.
+        self.files = read_files()
+        role = role_of(request)
+        body = self.files.page(None if role is None else self._session(role))
+        return web.Response(body=body, content_type="text/html", charset="utf-8")
+
+    def _session(self, role: str) -> dict[str, Any]:
+        return {"role": role, "version": "0.1.0", "embedded": self.embedded}
+
     async def _file(self, request: web.Request) -> web.Response:
-        name = request.match_info.get("name") or "index.html"
-        file = (STATIC / name).resolve()
-        if not file.is_relative_to(STATIC) or not file.is_file():
+        file = self.files.files.get(request.path.removeprefix(self.prefix))
+        if file is None:
             raise Refused(404, "there is no such file")
-        kind = TYPES[file.suffix]
-        return web.Response(
-            body=file.read_bytes(),
-            content_type=kind,
-            charset="utf-8" if kind != "image/svg+xml" else None,
-        )
+        return web.Response(body=file.data, content_type=file.kind, charset="utf-8")
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if request.query:
@@ -784,7 +783,7 @@ class Mock:
         match parts:
             case ["me"]:
                 takes()
-                return {"role": role_of(request), "version": "0.1.0", "embedded": self.embedded}
+                return self._session(role_of(request))
             case ["summary"]:
                 takes("hours")
                 return data.summary(int(q.get("hours", 24)))
@@ -949,7 +948,7 @@ class Mock:
         if parts == ["session"]:
             if body.get("token") not in (TOKEN, READ_TOKEN):
                 raise Refused(401, "the server does not know this token")
-            return {"role": "admin" if body["token"] == TOKEN else "read"}
+            return self._session("admin" if body["token"] == TOKEN else "read")
         data.done.append((method, "/".join(parts), body))
         match parts:
             case ["runs", "bulk"]:

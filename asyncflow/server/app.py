@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from hashlib import sha256
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -21,9 +19,10 @@ from asyncflow.failures import told
 from asyncflow.server import openapi
 from asyncflow.server.api import ROUTES, Api, Route, answer_of, taken
 from asyncflow.server.asking import Accepted
+from asyncflow.server.files import File, Files, read_files
 from asyncflow.server.live import Live
 from asyncflow.server.models import Session
-from asyncflow.server.security import COOKIE, MOST_BODY, Access, Problem, guard
+from asyncflow.server.security import COOKIE, MOST_BODY, Access, Problem, Role, guard
 from asyncflow.server.stored import Stored
 
 if TYPE_CHECKING:
@@ -35,18 +34,6 @@ _log = logging.getLogger("asyncflow")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 #: Where an application keeps who may ask: ``app[ACCESS].token``.
 ACCESS: web.AppKey[Access] = web.AppKey("asyncflow_access", Access)
-#: The files of the pages by an address that changes with them.
-_VERSIONED = re.compile("/static/[0-9a-f]{16}/")
-_TYPES = {
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".txt": "text/plain",
-    ".md": "text/plain",
-    ".json": "application/json",
-}
 
 
 def make_app(engine: Engine, access: Access | None = None, *, embedded: bool) -> web.Application:
@@ -72,7 +59,7 @@ def make_app(engine: Engine, access: Access | None = None, *, embedded: bool) ->
         app.router.add_route(route.method, route.path, handle)
         if route.public:
             public.add(handle)
-    sign_in = _sign_in(access)
+    sign_in = _sign_in(api, access)
     public.add(sign_in)
     app.router.add_post("/api/session", sign_in)
     app.router.add_delete("/api/session", _sign_out)
@@ -80,10 +67,14 @@ def make_app(engine: Engine, access: Access | None = None, *, embedded: bool) ->
     app.router.add_get("/api/openapi.json", _document, allow_head=False)
     app.router.add_get("/api/stream", live.stream, allow_head=False)
     app.router.add_get("/metrics", _metrics(api), allow_head=False)
-    for path, (data, kind) in _files().items():
-        page = _file(data, kind, for_ever=_VERSIONED.match(path) is not None)
-        public.add(page)
-        app.router.add_get(path, page)
+    files = read_files()
+    page = _page(files, api, access)
+    public.add(page)
+    app.router.add_get("/", page)
+    for path, one in files.files.items():
+        file = _file(one)
+        public.add(file)
+        app.router.add_get(path, file)
 
     async def close(_: web.Application) -> None:
         await live.aclose()
@@ -145,14 +136,14 @@ def _handler(api: Api, route: Route) -> Callable[[web.Request], Awaitable[web.Re
     return handle
 
 
-def _sign_in(access: Access) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _sign_in(api: Api, access: Access) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def sign_in(request: web.Request) -> web.Response:
         route = Route("POST", "", _sign_out, None, "", body=Session)
         body: Session = (await taken(request, route))["body"]
         role = access.role_of(body.token)
         if role is None:
             raise Problem(401, "the server does not know this token")
-        answer = _json({"role": role})
+        answer = _json(_session(api, role))
         answer.set_cookie(
             COOKIE,
             body.token,
@@ -178,12 +169,14 @@ def _home(request: web.Request) -> str:
     return request.path.rpartition("/api/")[0] + "/"
 
 
+def _session(api: Api, role: Role | None) -> dict[str, Any]:
+    return {"role": role, "version": __version__, "embedded": api.embedded}
+
+
 def _me(api: Api, access: Access) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def me(request: web.Request) -> web.Response:
         """Who asks, and of what."""
-        return _json(
-            {"role": access.role(request), "version": __version__, "embedded": api.embedded}
-        )
+        return _json(_session(api, access.role(request)))
 
     return me
 
@@ -211,56 +204,35 @@ def _metrics(api: Api) -> Callable[[web.Request], Awaitable[web.Response]]:
     return metrics
 
 
-def _files() -> dict[str, tuple[bytes, str]]:
-    """All files of the pages, by path: nothing that a request says becomes the name of a file."""
-    found: dict[str, tuple[bytes, str]] = {}
-    folder = resources.files("asyncflow.server").joinpath("static")
+def _file(file: File) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A file that is never another one: its path has the version."""
+    charset = "utf-8" if file.kind.startswith("text/") else None
 
-    def add(at: Any, path: str) -> None:
-        for entry in at.iterdir():
-            name = f"{path}/{entry.name}"
-            if entry.is_dir():
-                add(entry, name)
-                continue
-            kind = _TYPES.get(f".{entry.name.rpartition('.')[2]}")
-            if kind is not None:
-                found[name] = (entry.read_bytes(), kind)
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(
+            body=file.data,
+            content_type=file.kind,
+            charset=charset,
+            headers={"Cache-Control": "public, max-age=31536000, immutable"},
+        )
 
-    if folder.is_dir():
-        add(folder, "/static")
-    index = found.pop("/static/index.html", None)
-    if index is None:
-        return found
-    # What the page asks for has an address of its own in each version, so that a browser that has
-    # it does not ask again.
-    whole = sha256(b"".join(path.encode() + data for path, (data, _) in sorted(found.items())))
-    version = whole.hexdigest()[:16]
-    found |= {
-        path.replace("/static/", f"/static/{version}/", 1): file for path, file in found.items()
-    }
-    data, kind = index
-    page = data.decode().replace('"static/', f'"static/{version}/')
-    # All scripts at once, and not one after the other as each is found to need the next.
-    scripts = [path for path in sorted(found) if f"/{version}/" in path and path.endswith(".js")]
-    links = "".join(f'<link rel="modulepreload" href="{path[1:]}">\n    ' for path in scripts)
-    found["/"] = page.replace("</head>", f"  {links[:-2]}</head>").encode(), kind
-    return found
+    return handle
 
 
-def _file(
-    data: bytes, kind: str, *, for_ever: bool
+def _page(
+    files: Files, api: Api, access: Access
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
-    tag = f'"{sha256(data).hexdigest()[:32]}"'
-    cached = "public, max-age=31536000, immutable" if for_ever else "no-cache"
-    charset = "utf-8" if kind.startswith("text/") else None
-
-    async def file(request: web.Request) -> web.Response:
-        headers = {"ETag": tag, "Cache-Control": cached}
+    async def page(request: web.Request) -> web.Response:
+        """The page, for anybody; whoever is known is told who it is."""
+        role = access.role(request)
+        data = files.page(None if role is None else _session(api, role))
+        tag = f'"{sha256(data).hexdigest()[:32]}"'
+        headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers=headers)
-        return web.Response(body=data, content_type=kind, charset=charset, headers=headers)
+        return web.Response(body=data, content_type="text/html", charset="utf-8", headers=headers)
 
-    return file
+    return page
 
 
 async def serve_app(

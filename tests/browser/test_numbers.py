@@ -6,6 +6,7 @@ How long it takes is measured by ``python -m benchmarks.pages``, and not here.
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -98,13 +99,19 @@ def browser(served: Served) -> Iterator[Browser]:
 
 
 def test_the_page_of_a_large_run_asks_for_little(browser: Browser, served: Served) -> None:
+    asked = {}
     for visit in ("first", "later"):
         found = browser.open(f"#/runs/{served.run}", "tr[data-task=second]")
-        assert found["data"] <= MUST["page: requests for data"]
+        asked[visit] = found["asked"]
+        assert found["requests"] <= MUST[f"page, {visit} visit: all requests"], found["asked"]
         assert found["bytes"] <= MUST["page: KiB"] * 1024
         assert found["nodes"] <= MUST["page: DOM nodes"]
-        if visit == "later":
-            assert found["requests"] <= MUST["page, later visit: all requests"]
+    data = ["api/stream", f"api/runs/{served.run}", f"api/runs/{served.run}/timeline"]
+    first, later = asked["first"], asked["later"]
+    assert sorted(re.sub("[0-9a-f]{16}/", "", one) for one in first) == sorted(
+        ["", "static/all.js", *data]
+    )
+    assert sorted(later) == sorted(["", *data])
     browser.page.locator("tr[data-task=second] button.expand").click()
     browser.page.wait_for_selector("tr.opened tbody tr >> nth=24")
     assert browser.page.evaluate("document.querySelectorAll('*').length") <= 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import io
 import json
 import pickle
@@ -23,6 +24,7 @@ from asyncflow import (
     Engine,
     InvalidOption,
     SqliteStore,
+    __version__,
     create_markdown_artifact,
     create_table_artifact,
     flow,
@@ -102,21 +104,42 @@ async def server(path: Path) -> AsyncIterator[Server]:
         await runner.cleanup()
 
 
-async def test_scripts_are_kept_by_who_has_them_and_are_new_in_each_version(server: Server) -> None:
+async def test_the_script_is_kept_by_who_has_it_and_is_new_in_each_version(server: Server) -> None:
     async with server.web.get(f"{server.base}/") as answer:
         page = await answer.text()
-        assert answer.headers["Cache-Control"] == "no-cache"
-    (script,) = re.findall(r'<script type="module" src="(static/[0-9a-f]{16}/app.js)">', page)
-    assert page.count('rel="modulepreload"') > 10
-    for path, kept in (
-        (script, "public, max-age=31536000, immutable"),
-        ("static/app.js", "no-cache"),
-    ):
+    (script,) = re.findall(r'<script type="module" src="(static/[0-9a-f]{16}/all.js)">', page)
+    folder = script.removesuffix("all.js")
+    for path in (script, f"{script}.map", f"{folder}app.js", f"{folder}pages/run.js"):
         async with server.web.get(f"{server.base}/{path}") as answer:
             assert answer.status == 200
-            assert answer.headers["Cache-Control"] == kept
-    async with server.web.get(f"{server.base}/static/{'0' * 16}/app.js") as answer:
-        assert answer.status in (401, 404), "of another version there is nothing"
+            assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    for path in (f"static/{'0' * 16}/all.js", "static/all.js", f"{folder}style.css"):
+        async with server.web.get(f"{server.base}/{path}") as answer:
+            assert answer.status in (401, 404), "of another version there is nothing"
+
+
+async def test_the_page_tells_who_looks_and_nobody_else(server: Server) -> None:
+    tags: dict[str, str] = {}
+    for token, told in (
+        (None, None), ("wrong", None), (server.token, "admin"), ("only for looking", "read"),
+    ):  # fmt: skip
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        async with server.web.get(f"{server.base}/", headers=headers) as answer:
+            page = await answer.text()
+            assert answer.headers["Cache-Control"] == "private, no-cache"
+            tags[str(told)] = answer.headers["ETag"]
+        said = re.findall(r'<meta name="asyncflow-session" content="([^"]*)">', page)
+        if told is None:
+            assert (said, __version__ in page) == ([], False)
+        else:
+            assert json.loads(html.unescape(said[0])) == {
+                "role": told, "version": __version__, "embedded": True,
+            }  # fmt: skip
+    assert len(set(tags.values())) == 3, "nobody is given what was kept of somebody else"
+    cookie = f"asyncflow_session={server.token}"
+    headers = {"Cookie": cookie, "If-None-Match": tags["admin"]}
+    async with server.web.get(f"{server.base}/", headers=headers) as answer:
+        assert answer.status == 304
 
 
 async def test_a_run_is_told_with_its_tasks_logs_and_timeline(server: Server) -> None:

@@ -22,8 +22,8 @@ NAMES = {"http://www.w3.org/2000/svg"}
 
 
 def test_the_files_are_there() -> None:
-    assert {"index.html", "app.js", "style.css", "icon.svg"} <= {file.name for file in FILES}
-    assert {file.suffix for file in FILES} == {".html", ".js", ".css", ".svg"}
+    assert {"index.html", "app.js", "style.css"} <= {file.name for file in FILES}
+    assert {file.suffix for file in FILES} == {".html", ".js", ".css"}
     assert sum(file.stat().st_size for file in FILES) < 250 * 1024
 
 

@@ -1,7 +1,7 @@
-// Asks the server. All addresses are relative to where this file came from, so that the dashboard
-// can be mounted anywhere; it came from static/, or from a folder there that is named by its version.
+// Asks the server. All addresses are relative to the page, so that the dashboard can be mounted
+// anywhere.
 
-const BASE = new URL(import.meta.url.slice(0, import.meta.url.lastIndexOf("/static/") + 1));
+const BASE = new URL(".", location.href);
 
 /** Who looks: "admin" or "read"; whether the server can begin runs; its version. */
 export const session = { role: null, embedded: true, version: "" };
@@ -79,12 +79,18 @@ export async function begin() {
     history.replaceState(null, "", rest.startsWith("#/") ? rest : "#/");
     await signIn(token);
   }
-  if (session.role === null) learn(await get("me"));
+  if (session.role === null) learn(told() ?? (await get("me")));
+}
+
+/** What the server has put into the page for whoever was known when it was asked for. */
+function told() {
+  const found = document.querySelector("meta[name=asyncflow-session]");
+  found?.remove(); // once: whoever signs in later is somebody else
+  return found ? JSON.parse(found.content) : null;
 }
 
 export async function signIn(token) {
   learn(await post("session", { token }));
-  learn(await get("me"));
 }
 
 function learn(said) {
