@@ -21,8 +21,8 @@ _PASS = re.compile(
 _SKIP = re.compile(
     r"pytest\.(?:skip\(\)|importorskip\(\s*\"[\w.]+\"\s*\)|mark\.(?:skip|xfail)\b(?!\())"
 )
-#: What should have been done.
-_LATER = re.compile(r"\b(?:TODO|FIXME|XXX)\b|raise NotImplementedError")
+#: What should have been done; written so that this file is not among what a test finds.
+_LATER = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X])\b|raise NotImplementedError")
 
 
 def _without_reason(file: Path) -> Iterator[str]:
