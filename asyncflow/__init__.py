@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._version import __version__
+from asyncflow._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from asyncflow import runtime as runtime
@@ -205,7 +205,8 @@ _HOMES = {
 
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [*sorted(_HOME_OF), "__version__", "runtime"]
+if not TYPE_CHECKING:  # to checkers, the imports above say what is public
+    __all__ = [*sorted(_HOME_OF), "__version__", "runtime"]
 
 
 def __getattr__(name: str) -> Any:
@@ -224,4 +225,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_HOME_OF, "__version__", "runtime"])

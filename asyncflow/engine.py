@@ -702,6 +702,8 @@ class Engine(Answers, Moving, Plans, Variables):
         if call.phase.is_final:
             self.machine.submit_answered(call)
             self.executor.drain()
+            if self.executor.spent():
+                await asyncio.sleep(0)  # a long life that is replayed must not hold the loop
         elif call.options.teardown:
             await self._tear_down(call, upstream)
         elif call.parent is not None and call.parent.limits:

@@ -325,6 +325,14 @@ class Executor:
                 return call
         return None
 
+    def spent(self) -> bool:
+        """Whether the loop should take a turn before more calls are answered from the store."""
+        self._left -= 1
+        if self._left > 0:
+            return False
+        self._soon_again()
+        return True
+
     def _soon_again(self) -> None:
         if not self._turning:
             self._turning = True
@@ -457,7 +465,10 @@ class Executor:
                     self._soon_again()
                     self._parked += 1
                     try:
-                        yield
+                        if journal is not None and journal.behind:
+                            yield from journal.relief()
+                        else:
+                            yield
                     finally:
                         self._parked -= 1
                 if batch is None or not batch.light:

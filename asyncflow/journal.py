@@ -85,6 +85,7 @@ class Journal:
         self.timed: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None
         self._scheduled = False
         self._writing = False
+        self._held: list[asyncio.Future[None]] = []  # workers that wait until less is to be written
         self._broken: BaseException | None = None
         self._runs: dict[int, RunRow] = {}
         self._attempts: list[AttemptRow] = []
@@ -148,7 +149,21 @@ class Journal:
     @property
     def behind(self) -> bool:
         """Whether so much waits that nothing more should be begun."""
-        return len(self._machine.changed) > BEHIND
+        return len(self._machine.changed) > BEHIND and self._broken is None
+
+    def relief(self) -> asyncio.Future[None]:
+        """What is done when a good part of it is written: workers must not ask again and again,
+        as the writer's thread could not run meanwhile."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._held.append(waiter)
+        return waiter
+
+    def _relieve(self) -> None:
+        if self._held and (self._broken is not None or len(self._machine.changed) <= BEHIND // 2):
+            held, self._held = self._held, []
+            for waiter in held:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def _waits(self) -> bool:
         return bool(
@@ -187,6 +202,7 @@ class Journal:
             else:
                 self._written += 1
                 self._tell()
+                self._relieve()
             return not self._waits()
         if size <= MOST_BYTES and self._writer.prefers_here():
             short = partial(self._store.write, writes, wait=False)
@@ -287,6 +303,7 @@ class Journal:
             self._committed(ends)
         if self._waiters:
             self._tell()
+        self._relieve()
         if self._waits():
             self.soon()
         self._since_checkpoint += 1
@@ -304,6 +321,7 @@ class Journal:
                 waiter.set_exception(error)
         self._waiters = []
         self._failed(error)
+        self._relieve()
 
     def _checkpointed(self, error: BaseException | None) -> None:
         if error is not None:

@@ -297,6 +297,19 @@ async def growth(s: Sizes) -> Result:
     return Result(name, ratio, "x", 1.3, 1.1, {"few s": few, "many s": many})
 
 
+async def growth_strict(s: Sizes) -> Result:
+    """The same with strict checkpoints, more than the disk takes while they run."""
+    few, many, size = [], [], s.many // 5
+    with tempfile.TemporaryDirectory() as folder:
+        async with Engine(Path(folder) / "state.db") as engine:
+            for _ in range(3):
+                for times, n in ((few, 10_000), (few, 10_000), (many, size)):
+                    times.append(await _timed(engine.run(fan_out, "once", n)) / n)
+    ratio = statistics.median(many) / statistics.median(few)
+    name = f"the same at {size:,}, strict"
+    return Result(name, ratio, "x", 1.3, 1.1, {"few s": few, "many s": many})
+
+
 STREAM = """
 import asyncio, resource, sys
 from pathlib import Path
@@ -486,6 +499,7 @@ CASES: dict[str, Callable[[Sizes], Awaitable[Result]]] = {
     "recover-runs": recover_runs,
     "simulation": simulation,
     "growth": growth,
+    "growth-strict": growth_strict,
     "stream": stream,
     "memory": memory,
     "released": released,

@@ -864,20 +864,9 @@ def commands(
     limit: int = 200,
 ) -> Question[CommandRow]:
     """Commands, newest first, or the one with an id."""
-    where: list[str] = ["1"]
-    values: list[Any] = []
-    for text, value in (("id = ?", command), ("pk < ?", before)):
-        if value is not None:
-            where.append(text)
-            values.append(value)
-    if states:
-        where.append(f"state IN ({','.join('?' * len(states))})")
-        values += states
-    sql = (
-        f"SELECT {COMMAND_COLUMNS} FROM commands WHERE {' AND '.join(where)}"
-        " ORDER BY pk DESC LIMIT ?"
-    )
-    return Question(sql, (*values, limit), CommandRow._make)
+    given = {"id = ?": command, "pk < ?": before}
+    sql, values = _newest(f"{COMMAND_COLUMNS} FROM commands", "pk", given, states, limit)
+    return Question(sql, values, CommandRow._make)
 
 
 def takers() -> Question[TakerRow]:
@@ -902,20 +891,21 @@ def deliveries(
     limit: int = 200,
 ) -> Question[DeliveryRow]:
     """Deliveries, newest first."""
-    where: list[str] = ["1"]
-    values: list[Any] = []
-    for text, value in (("automation = ?", automation), ("run = ?", run), ("id < ?", before)):
-        if value is not None:
-            where.append(text)
-            values.append(value)
+    given = {"automation = ?": automation, "run = ?": run, "id < ?": before}
+    sql, values = _newest(f"{DELIVERY_COLUMNS} FROM deliveries", "id", given, states, limit)
+    return Question(sql, values, _delivery)
+
+
+def _newest(
+    what: str, key: str, given: dict[str, Any], states: Sequence[str], limit: int
+) -> tuple[str, tuple[Any, ...]]:
+    """SQL for the newest rows that fulfil each condition whose value is not None."""
+    asked = {text: value for text, value in given.items() if value is not None}
+    where = ["1", *asked]
     if states:
         where.append(f"state IN ({','.join('?' * len(states))})")
-        values += states
-    sql = (
-        f"SELECT {DELIVERY_COLUMNS} FROM deliveries WHERE {' AND '.join(where)}"
-        " ORDER BY id DESC LIMIT ?"
-    )
-    return Question(sql, (*values, limit), _delivery)
+    sql = f"SELECT {what} WHERE {' AND '.join(where)} ORDER BY {key} DESC LIMIT ?"
+    return sql, (*asked.values(), *states, limit)
 
 
 def _deployment(row: Sequence[Any]) -> DeploymentRow:
