@@ -13,7 +13,6 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -519,18 +518,8 @@ class Automations(Rounds):
 
     async def _aside(self, function: Callable[[], T]) -> T:
         """Call a function that computes for a while, in a thread of the engine."""
-        future: asyncio.Future[T] = self._engine.loop.create_future()
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return  # nobody waits any more
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        self._engine.threads.start(function, copy_context(), done)
-        return await future
+        value: T = await self._engine.threads.run(function)
+        return value
 
     # --- notifications --------------------------------------------------------------------------
 

@@ -371,7 +371,7 @@ class Engine(Answers, Moving, Plans, Variables):
 
     def _joined(self) -> None:
         """Another engine has come to use our store, which lives in this process."""
-        if not self._open or self._broken is not None or not self.has_company:
+        if not self.is_working or not self.has_company:
             return
         if self.sharing is None:
             self.sharing = Sharing(self)
@@ -842,7 +842,7 @@ class Engine(Answers, Moving, Plans, Variables):
     def _poll(self) -> None:
         """Look whether other processes ask something of our runs, as long as there are any."""
         self._polling = None
-        if (self.live or self.telling.told) and self._open and self._broken is None:
+        if (self.live or self.telling.told) and self.is_working:
             store, own = self.store, self.id
             self.writer.submit(lambda: (store.requests(own), store.limits()), self._requested)
             self.waiting.look()

@@ -607,19 +607,7 @@ class Flows:
 
     async def _in_thread(self, run: Run, function: Callable[[], Any]) -> Any:
         """A plain function as a flow body: in a thread that counts against no limit."""
-        waiter: asyncio.Future[Any] = self._engine.loop.create_future()
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if waiter.done():
-                return
-            if error is None:
-                waiter.set_result(result)
-            elif isinstance(error, StopIteration):
-                waiter.set_exception(RuntimeError(f"the flow raised {error!r}"))
-            else:
-                waiter.set_exception(error)
-
-        self._engine.threads.start(function, copy_context(), done)
+        waiter = self._engine.threads.run(function)
         try:
             return await asyncio.shield(waiter)
         except asyncio.CancelledError:

@@ -56,8 +56,8 @@ class Threads:
             self._threads.add(thread)
         thread.start()
 
-    async def run(self, function: Callable[[], Any]) -> Any:
-        """Run *function* on a thread, in a copy of this context, and give what it returns."""
+    def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run *function* on a thread, in a copy of this context; what it returns, or raises."""
         waiter: asyncio.Future[Any] = self._loop.create_future()
 
         def done(result: Any, error: BaseException | None) -> None:
@@ -65,12 +65,12 @@ class Threads:
                 if error is None:
                     waiter.set_result(result)
                 elif isinstance(error, StopIteration):
-                    waiter.set_exception(RuntimeError(f"it raised {error!r}"))
+                    waiter.set_exception(RuntimeError(f"the function raised {error!r}"))
                 else:
                     waiter.set_exception(error)
 
         self.start(function, copy_context(), done)
-        return await waiter
+        return waiter
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
