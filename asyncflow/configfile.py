@@ -95,19 +95,22 @@ def _channel(entry: dict[str, Any], where: str) -> Channel:
 
     known = tuple(inspect.signature(Channel).parameters)
     _only(entry, known, where, "")
+    for key in ("name", "url"):
+        if key not in entry:
+            raise InvalidOption(f"{where}: give it a {key}")
     options = dict(entry)
     for key in ("rate_limit", "quiet"):
         if isinstance(options.get(key), list):
             options[key] = tuple(options[key])
     delay = options.get("retry_delay_seconds")
-    if isinstance(delay, dict):
-        options["retry_delay_seconds"] = exponential_backoff(**delay)
     try:
+        if isinstance(delay, dict):
+            _only(delay, inspect.signature(exponential_backoff).parameters, where, "")
+            options["retry_delay_seconds"] = exponential_backoff(**delay)
         return Channel(**options)
-    except TypeError as error:
-        raise InvalidOption(f"{where}: {error}") from None
-    except AsyncflowError as error:
-        raise InvalidOption(f"{where}: {error}") from None
+    except (AsyncflowError, TypeError) as error:
+        text = str(error)
+        raise InvalidOption(text if where in text else f"{where}: {text}") from None
 
 
 async def declare(engine: Engine, found: Declared) -> None:
@@ -134,7 +137,8 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _section(document: dict[str, Any], path: Path) -> dict[str, Any]:
     if path.name != "pyproject.toml":
         return document
-    found = document.get("tool", {}).get("asyncflow", {})
+    tools = document.get("tool", {})
+    found = tools.get("asyncflow", {}) if isinstance(tools, dict) else {}
     if not isinstance(found, dict):
         raise InvalidOption(f"{path}: [tool.asyncflow] must be a table")
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
@@ -53,6 +53,7 @@ class DeploymentSchedule:
             )
         check_name("schedule", self.shown)
         _check_seconds("jitter_seconds", self.jitter_seconds)
+        _check_flag("paused", self.paused)
         for name, moment in (("start", self.start), ("end", self.end)):
             if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
                 raise InvalidOption(
@@ -160,8 +161,16 @@ class Deployment:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidOption(f"{name}={value!r}: give a whole number from 1 on")
         _check_seconds("late_seconds", self.late_seconds)
+        _check_flag("paused", self.paused)
+        texts: dict[str, object] = {"description": self.description, "version": self.version}
+        for name, text in texts.items():
+            if not isinstance(text, str) and (name, text) != ("version", None):
+                raise InvalidOption(f"{name}={text!r}: give a text")
         if isinstance(self.tags, str):
             object.__setattr__(self, "tags", (self.tags,))
+        given: object = self.tags
+        if not isinstance(given, Collection) or not all(isinstance(tag, str) for tag in given):
+            raise InvalidOption(f"tags={given!r}: give a list of names")
         if not isinstance(self.parameters, Mapping):
             raise InvalidOption(f"parameters={self.parameters!r}: give a dict of names and values")
         names = [one.shown for one in self.schedules]
@@ -240,15 +249,22 @@ def deployment(
         timezone: of `cron` and `rrule`; by default UTC.
         schedule, schedules: `Cron`, `Interval`, `RRule`, or `DeploymentSchedule` with more to it.
         options: as of `Deployment`.
+
+    Raises:
+        InvalidOption, InvalidParameters: a value is impossible, or does not fit the flow.
     """
     from asyncflow.schedules import Cron, Interval, RRule
 
+    if timezone is not None and not cron and not rrule:
+        raise InvalidOption(
+            f"timezone={timezone!r} is of cron and rrule: say when, too, as with cron='0 9 * * 1-5'"
+        )
     given: list[Any] = list(schedules)
     if schedule is not None:
         given.append(schedule)
     zone = timezone or "UTC"
-    texts = [cron] if isinstance(cron, str) else list(cron or ())
-    given += [Cron(text, timezone=zone) for text in texts]
+    texts = list(cron) if isinstance(cron, Iterable) and not isinstance(cron, str) else [cron]
+    given += [Cron(text, timezone=zone) for text in texts if text is not None]
     if interval is not None:
         given.append(Interval(interval))
     if rrule is not None:
@@ -264,6 +280,11 @@ def deployment(
             f" rrule, timezone, schedule, {', '.join(known)}"
         )
     return Deployment(flow=flow, name=name, schedules=made, **options)
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidOption(f"{name}={value!r}: give True or False")
 
 
 def check_name(what: str, name: Any) -> None:

@@ -232,6 +232,7 @@ def test_a_message_that_kill_9_cut_off_arrives_after_the_next_start(folder: Path
 
 
 OFTEN = "[[deployments]]\nname='a'\nflow='flows.py:often'\n"
+HOOK = "[[channels]]\nname='a'\nurl='https://example.org'\n"
 
 
 @pytest.mark.parametrize(
@@ -247,6 +248,15 @@ OFTEN = "[[deployments]]\nname='a'\nflow='flows.py:often'\n"
         (OFTEN + "[[deployments.schedules]]\nname='x'", "cron, interval"),
         ("[[channels]]\nname='a'\nurl='https://u:s3cret@h'", "no user"),
         ("[[automations]]\nname='a'\nactions=[]", "trigger"),
+        (OFTEN + "cron=5", "a cron expression is text"),
+        (OFTEN + "timezone='Europe/Berlin'", "is of cron and rrule: say when"),
+        (OFTEN + "version=1.5", "version=1.5: give a text"),
+        (OFTEN + "tags=5", "tags=5: give a list of names"),
+        (OFTEN + "paused='no'", "paused='no': give True or False"),
+        (OFTEN + "[[deployments.schedules]]\ncron='* * * * *'\npaused=1", "paused=1"),
+        (HOOK + "retry_delay_seconds={facto=2}", "did you mean 'factor'?"),
+        (HOOK + "retry_delay_seconds={factor='x'}", "channel a"),
+        ("[[channels]]\nname='a'", "give it a url"),
         ("deployments = 3", "[[deployments]]"),
         ("x = ", "no TOML"),
     ],
@@ -258,6 +268,13 @@ def test_a_mistake_in_the_file_is_one_sentence(folder: Path, text: str, said: st
     assert said in result.output
     assert len(result.output.splitlines()) == 1
     assert "s3cret" not in result.output
+
+
+def test_a_pyproject_of_another_kind_declares_nothing(folder: Path) -> None:
+    (folder / "pyproject.toml").write_text("tool = 3")
+    result = CliRunner().invoke(cli, ["serve"])
+    assert result.exit_code == 2
+    assert "no deployment in this database" in result.output
 
 
 @pytest.mark.parametrize(
