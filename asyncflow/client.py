@@ -804,13 +804,18 @@ class Client:
         return ServerError(0, "Not understood", f"what answers at {self.url} gives {what}")
 
     async def _check_version(self, because: ServerError) -> None:
-        """Raise ServerError where the reason is that the server has another version.
+        """Raise ServerError where the server has another version, or is at another path.
 
         Args:
             because: what went wrong.
         """
         try:
             found = (await self.health()).version
+        except ServerError as error:
+            if error.status == 404:
+                text = f"there is no asyncflow server at {self.url}: look at the path in it"
+                raise ServerError(404, "Not here", text) from None
+            return
         except AsyncflowError:
             return
         if found != __version__:

@@ -116,7 +116,9 @@ def address(
     if found is None and stored:
         own, within = _parts(stored)
         found = within if _origin(own) == _origin(base) else None
-    if found is not None and not (found.isascii() and found.isprintable() and " " not in found):
+    if found is not None and not (
+        found.isascii() and found.isprintable() and found == found.strip()
+    ):
         raise InvalidOption("the token has characters that no token has: copy it again")
     if allow_http is None:
         allow_http = environ.get(ALLOW_HTTP, "").lower() in ("1", "true", "yes", "on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import click
 
@@ -39,9 +40,8 @@ def start_server(
                 " and each --host-name by which it is called, or keep 127.0.0.1"
             )
         hosts = LOOPBACK | {name.lower() for name in host_names}
-        access = Access(read_token=read_token, hosts=hosts)
-        if token is not None:
-            access.token = token
+        chosen: dict[str, Any] = {} if token is None else {"token": token}
+        access = Access(**chosen, read_token=read_token, hosts=hosts)
         async with Engine(db) as engine:
             runner, url = await serve_app(engine, host, port, access, embedded=False)
             try:

@@ -258,7 +258,7 @@ async def serve_app(
     except OSError as error:
         await runner.cleanup()
         raise InvalidOption(
-            f"port {port} of {host} cannot be had: {error.strerror}: give another one with port="
+            f"port {port} of {host} cannot be had: {error.strerror}: give another port or host"
         ) from None
     number = runner.addresses[0][1]
     shown = f"[{host}]" if ":" in host else host

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from asyncflow.errors import InvalidOption
+
 Role = Literal["admin", "read"]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -101,12 +103,24 @@ class Access:
             an application around it does.
         authorize: instead of tokens, an application's own: gets the request, and gives "admin",
             "read" or None.
+
+    Raises:
+        InvalidOption: a token cannot be sent in a header, or both are the same.
     """
 
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     read_token: str | None = field(default=None, repr=False)
     hosts: frozenset[str] | None = frozenset({"127.0.0.1", "localhost", "::1"})
     authorize: Callable[[web.Request], Role | None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, token in (("token", self.token), ("read token", self.read_token)):
+            if token is None:
+                continue
+            if not (token and token.isascii() and token.isprintable() and token == token.strip()):
+                raise InvalidOption(f"the {name}: give letters, digits and signs of ASCII only")
+        if self.token == self.read_token:
+            raise InvalidOption("who may only look needs a token of their own: the two are equal")
 
     def role_of(self, given: str) -> Role | None:
         """The role that a token gives, if any; in a time that does not tell how wrong it is."""

@@ -632,6 +632,13 @@ async def _awaiting(ask: Any) -> Any:
     return await Once()
 
 
+async def test_another_path_is_named(served: Served) -> None:
+    base, _, token = served.url.partition("/#token=")
+    async with Client(f"{base}/elsewhere", token) as client:
+        with pytest.raises(ServerError, match="elsewhere: look at the path in it"):
+            await client.runs()
+
+
 async def test_an_answer_that_does_not_fit_says_where() -> None:
     async def odd(request: web.Request) -> web.StreamResponse:
         if request.path == "/api/health":
@@ -757,6 +764,7 @@ async def test_redirects_are_not_followed_and_the_token_is_seen_nowhere_else(
         ("https://a.example.org/ops/flows/#token=abc", "https://a.example.org/ops/flows", "abc"),
         ("https://a.example.org/#/runs?x=1&token=abc", "https://a.example.org", "abc"),
         ("http://flows.example.org", "http://flows.example.org", None),
+        ("http://127.0.0.1/#token=four words as one", "http://127.0.0.1", "four words as one"),
     ],
 )  # fmt: skip
 def test_a_url_is_read_as_it_is_printed(url: str, base: str, token: str | None) -> None:
