@@ -177,13 +177,13 @@ class Automations(Rounds):
             return True
 
         if not await engine.writer.do(lambda: engine.store.plan(work)):
-            raise UnknownAutomation(f"there is no automation {name!r}")
+            raise UnknownAutomation.named(name)
         self.look()
 
     async def remove(self, name: str) -> None:
         engine = self._engine
         if not await engine.writer.do(lambda: engine.store.plan(lambda p: p.drop_automation(name))):
-            raise UnknownAutomation(f"there is no automation {name!r}")
+            raise UnknownAutomation.named(name)
         self._own.pop(name, None)
         self._watched.pop(name, None)
 

@@ -51,7 +51,7 @@ from asyncflow.future import TaskFuture
 from asyncflow.handle import FlowRun
 from asyncflow.hooks import Hooks
 from asyncflow.journal import Journal, as_store_error
-from asyncflow.limits import Limit, Slots
+from asyncflow.limits import Limit, Slots, check_kept
 from asyncflow.machine import Machine
 from asyncflow.masking import Masker
 from asyncflow.moving import Moving
@@ -1135,15 +1135,19 @@ class Engine(Answers, Moving, Plans, Variables):
         """Send an event to the runs that wait for it, or will. It is on disk when this returns.
 
         Args:
+            name: of the event, as `wait_for_event` has it.
             payload: plain data.
             run_id: of the run that shall get it; None: every run that exists now.
 
         Raises:
+            InvalidOption: the event has no name.
             UnknownRun: there is no such run.
             RunNotResumable: that run has ended.
             NotSerializable: the payload cannot be stored.
         """
         self.check_open()
+        if not isinstance(name, str) or not name:
+            raise InvalidOption(f"an event called {name!r}: give it a name")
         pk: int | None = None
         if run_id is not None:
             run = self.live.get(run_id)
@@ -1307,8 +1311,12 @@ class Engine(Answers, Moving, Plans, Variables):
             limit: units at once, or with *period* starts per period; None lifts it, 0 pauses.
             period: seconds; makes it a rate.
             burst: lets a rate save up so many starts.
+
+        Raises:
+            InvalidOption: the name, size or period makes no sense.
         """
         self.check_open()
+        check_kept(name, limit, burst)
         self.named.set(name, limit, period, burst)
         self.calls.forget_needs()
         self.executor.pump()

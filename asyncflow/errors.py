@@ -239,6 +239,13 @@ class UnknownTask(AsyncflowError, LookupError):
 class UnknownDeployment(AsyncflowError, LookupError):
     """There is no deployment, or none of its schedules, by this name."""
 
+    @classmethod
+    def named(cls, name: str) -> UnknownDeployment:
+        """What to raise where there is none of this name."""
+        return cls(
+            f"there is no deployment {name!r}: list what is there with `asyncflow deployments ls`"
+        )
+
 
 class TemplateError(AsyncflowError, ValueError):
     """A template of a message is wrong, fails, reaches for what it must not, or does not end."""
@@ -272,6 +279,13 @@ class UnknownChannel(AsyncflowError, LookupError):
 
 class UnknownAutomation(AsyncflowError, LookupError):
     """There is no automation by this name, or it has no such action any more."""
+
+    @classmethod
+    def named(cls, name: str) -> UnknownAutomation:
+        """What to raise where there is none of this name."""
+        return cls(
+            f"there is no automation {name!r}: list what is there with `asyncflow automations ls`"
+        )
 
 
 class DeploymentBusy(AsyncflowError):

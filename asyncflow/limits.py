@@ -19,6 +19,8 @@ from asyncflow.errors import InvalidOption
 
 #: The priority of those who take back what they lent while they waited for a child.
 RETAKE = inf
+#: The largest limit, and burst, that is set for all engines: any store can keep it.
+MOST_KEPT = 10**12
 
 
 class Waiter(Protocol):
@@ -290,6 +292,15 @@ def check_size(name: str, size: float) -> float:
             f"limit {name!r}: {size!r} is no size: give a number, 0 to pause it, None to lift it"
         )
     return size
+
+
+def check_kept(name: str, limit: float | None, burst: int | None) -> None:
+    """Raise InvalidOption where a limit is too large for a store to keep."""
+    for value in (limit, burst):
+        if value is not None and _is_number(value) and value > MOST_KEPT:
+            raise InvalidOption(
+                f"limit {name!r}: {value!r} is too much: give at most {MOST_KEPT:,}, or lift it"
+            )
 
 
 def blocker(needs: Needs) -> Limit | None:

@@ -367,7 +367,7 @@ class Plans:
         self.check_open()
         found = await infos(self.reader, self.clock.time(), name)
         if not found:
-            raise UnknownDeployment(f"there is no deployment {name!r}")
+            raise UnknownDeployment.named(name)
         return found[0]
 
     async def ticks(
@@ -465,7 +465,7 @@ class Plans:
         self.check_open()
         found = await automation_infos(self.reader, name)
         if not found:
-            raise UnknownAutomation(f"there is no automation {name!r}")
+            raise UnknownAutomation.named(name)
         return found[0]
 
     async def enable_automation(self, name: str, enabled: bool = True) -> None:
@@ -674,7 +674,7 @@ async def tick_listing(
     """
     rows: list[DeploymentRow] = await reader.planned(planning.deployments(name))
     if not rows:
-        raise UnknownDeployment(f"there is no deployment {name!r}")
+        raise UnknownDeployment.named(name)
     names = {s.id: s.name for s in await reader.planned(planning.schedules(rows[0].id))}
     found: list[TickRow] = await reader.planned(
         planning.ticks(
@@ -801,7 +801,7 @@ async def dry_run(
     if isinstance(automation, str):
         rows = await reader.planned(planning.automations(automation))
         if not rows:
-            raise UnknownAutomation(f"there is no automation {automation!r}")
+            raise UnknownAutomation.named(automation)
         automation = automation_from_dict(json.loads(rows[0].spec))
     start = since.timestamp() if since is not None else None
     records, after = [], 0

@@ -572,7 +572,7 @@ class Scheduler(Rounds):
         engine = self._engine
         row = await engine.writer.do(lambda: engine.store.plan(lambda p: p.deployment(name)))
         if row is None:
-            raise UnknownDeployment(f"there is no deployment {name!r}")
+            raise UnknownDeployment.named(name)
         # For one run, or a backfill: its schedules are not for this engine.
         return await self._loaded(row)
 
@@ -645,7 +645,7 @@ class Scheduler(Rounds):
         engine, now = self._engine, self._engine.clock.time()
         known = await engine.writer.do(lambda: engine.store.plan(lambda p: p.deployment(name)))
         if known is None:
-            raise UnknownDeployment(f"there is no deployment {name!r}")
+            raise UnknownDeployment.named(name)
         count = await engine.writer.do(
             lambda: engine.store.plan(lambda p: p.pause(name, schedule, paused, now))
         )
@@ -657,7 +657,7 @@ class Scheduler(Rounds):
         """Forget a deployment; its runs stay."""
         engine = self._engine
         if not await engine.writer.do(lambda: engine.store.plan(lambda p: p.remove(name))):
-            raise UnknownDeployment(f"there is no deployment {name!r}")
+            raise UnknownDeployment.named(name)
         self._served.pop(name, None)
 
 

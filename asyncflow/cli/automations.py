@@ -96,9 +96,7 @@ def show_automation(*, name: str, at: Place, as_json: bool) -> int:
         async with looking(at) as place:
             found = await place.automations(name)
             if not found:
-                raise UnknownAutomation(
-                    f"there is no automation {name!r}: list them with `asyncflow automations ls`"
-                )
+                raise UnknownAutomation.named(name)
             done = await place.deliveries(automation=name, limit=10)
         one = found[0]
         if as_json:

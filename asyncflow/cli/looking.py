@@ -1,10 +1,11 @@
-"""``asyncflow runs ...`` and ``cancel``: looks into a database, whoever is writing to it."""
+"""``asyncflow runs ...`` and ``cancel``: looks at runs, whoever carries them out."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -549,7 +550,7 @@ def print_logs(*, run_id: str, level: str, search: str, at: Place, as_json: bool
 
     async def work() -> int:
         least = logging.getLevelNamesMapping().get(level.upper())
-        if least is None and level.isdigit():
+        if least is None and re.fullmatch("[0-9]{1,3}", level):
             least = int(level)
         if least is None:
             raise ValueError(f"--level {level!r}: use DEBUG, INFO, WARNING, ERROR or CRITICAL")

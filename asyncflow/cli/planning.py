@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ from asyncflow.cli.running import (
 )
 from asyncflow.cli.source import find_run, looking
 from asyncflow.configfile import Declared, declare, find_file, load
-from asyncflow.errors import InvalidOption
+from asyncflow.errors import InvalidOption, UnknownDeployment
 from asyncflow.planned import DeploymentInfo, ScheduleInfo, Tick
 from asyncflow.views import Event
 
@@ -54,11 +54,13 @@ def instant(text: str, name: str) -> datetime:
     """A point in time as people write it; without a zone it is in that of this machine."""
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        found = found if found.tzinfo is not None else found.astimezone()
+        found.astimezone(UTC)  # not all of the first and the last day is there in UTC
+    except (ValueError, OverflowError):
         raise InvalidOption(
             f"{name} {text!r} is no date: write 2026-01-31, or 2026-01-31T09:00+01:00"
         ) from None
-    return found if found.tzinfo is not None else found.astimezone()
+    return found
 
 
 # --- serve ----------------------------------------------------------------------------------------
@@ -267,9 +269,7 @@ def show_deployment(*, name: str, limit: int, at: Place, as_json: bool) -> int:
         async with looking(at) as place:
             found = await place.deployments(name)
             if not found:
-                raise InvalidOption(
-                    f"there is no deployment {name!r}: list them with `asyncflow deployments ls`"
-                )
+                raise UnknownDeployment.named(name)
             ticks = await place.ticks(name, limit=limit)
         one = found[0]
         if as_json:

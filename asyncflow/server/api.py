@@ -926,7 +926,7 @@ async def show_deployment(api: Api, name: str) -> dict[str, Any]:
     """One deployment."""
     found = await _deployments(api, name)
     if not found:
-        raise Problem(404, f"there is no deployment {name!r}", kind="UnknownDeployment")
+        raise UnknownDeployment.named(name)
     return found[0]
 
 

@@ -199,8 +199,7 @@ class SqliteStore:
                 f"the database {self.path} cannot be made: {error.strerror}: give a path in a"
                 " folder that can be written to"
             ) from None
-        if self.path.is_dir():
-            raise StoreError(f"{self.path} is a folder: give the path of a database file")
+        self._check_file()
         try:
             self._db = sqlite3.connect(
                 self.path,
@@ -216,6 +215,10 @@ class SqliteStore:
         except StoreError:
             self.close()
             raise
+
+    def _check_file(self) -> None:
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder: give the path of a database file")
 
     def _settle_in(self, durability: str) -> None:
         db = self._connection
@@ -1780,6 +1783,7 @@ class SqliteReader:
     async def _opened(self) -> Any:
         import aiosqlite
 
+        self._store._check_file()
         uri = f"{self._store.path.resolve().as_uri()}?mode=ro"
         connection: Any = aiosqlite.connect(uri, uri=True, timeout=30)
         try:

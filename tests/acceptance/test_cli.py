@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,49 @@ def test_wrong_usage_is_one_sentence_and_exits_with_2(
     result = run("run", *args)
     assert result.exit_code == 2, result.output
     assert text in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("runs ls --db FOLDER", "is a folder: give the path of a database file"),
+        ("runs watch last --db FOLDER", "is a folder"),
+        ("schedules ls --db FOLDER", "is a folder"),
+        ("runs logs last --level 99999999999999999999", "use DEBUG, INFO"),
+        ("runs logs last --level ²", "use DEBUG, INFO"),
+        ("limits set x inf", "give at most"),
+        ("limits set x 1e300", "give at most"),
+        ("limits set x 1 --period 1 --burst 99999999999999999999", "give at most"),
+        ("events ls --since 0001-01-01T00:00+14:00", "is no date"),
+        ("events ls --since 9999-12-31T23:59-14:00", "is no date"),
+        ("deployments backfill x --start 0001-01-01T00:00+14:00 --end 2020-01-01", "is no date"),
+        ("events send ''", "give it a name"),
+        ("serve cli_flows.py:good --tz Europe/Berlin", "is of cron and rrule: say when"),
+        ("deployments ticks x", "list what is there with `asyncflow deployments ls`"),
+        ("deployments pause x", "`asyncflow deployments ls`"),
+        ("deployments delete x", "`asyncflow deployments ls`"),
+        ("deployments run x", "`asyncflow deployments ls`"),
+        ("automations enable x", "`asyncflow automations ls`"),
+        ("automations delete x", "`asyncflow automations ls`"),
+        ("automations test x", "`asyncflow automations ls`"),
+        ("server start --port 0 --token täken-täken-täken", "the token: give letters"),
+        ("server start --port 0 --read-token short", "--read-token: give at least 16"),
+        (
+            "server start --port 0 --token 0123456789abcdef --read-token 0123456789abcdef",
+            "the two are equal",
+        ),
+        (
+            "server start --port 0 --host no.invalid --host-name x --token 0123456789abcdef",
+            "another port or host",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(here: Path, command: str, said: str) -> None:
+    run("run", "cli_flows.py:good")
+    result = run(*shlex.split(command.replace("FOLDER", str(here))))
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert said in line
 
 
 def test_runs_can_be_listed_shown_and_their_logs_read(here: Path) -> None:
