@@ -173,7 +173,8 @@ class Client:
         """Runs, newest first: ``await client.runs()`` for a page, ``async for`` for all.
 
         Args:
-            state: types (``failed``) or names (``TimedOut``) of states, or "not_completed".
+            state: types (``failed``) or names (``TimedOut``) of states; or "not_completed"; or
+                "attention": those that wait for a person, or that no engine has.
             tags: all of them must be there.
             since: created from then on.
             parent: "roots", "any", or the id of a run for its child runs.

@@ -582,25 +582,27 @@ async def infos(reader: Any, now: float, name: str | None = None) -> list[Deploy
     rows: list[DeploymentRow] = await reader.planned(planning.deployments(name))
     one = rows[0].id if name is not None and rows else None
     schedules: list[ScheduleRow] = await reader.planned(planning.schedules(one)) if rows else []
+    counts: dict[int, dict[str, int]] = {}
+    for owner, state, count in await reader.planned(planning.tick_counts(one)):
+        counts.setdefault(owner, {})[state] = count
     found = []
     for row in rows:
         own = [s for s in schedules if s.deployment == row.id]
-        counts = dict(await reader.planned(planning.tick_counts(row.id)))
-        found.append(_info(row, own, counts, now))
+        found.append(_info(row, own, counts.get(row.id, {}), now))
     return found
 
 
-async def lateness(reader: Any, now: float) -> list[float]:
-    """For how many seconds each schedule is late whose tick nobody has dealt with."""
+async def late_schedules(reader: Any, now: float) -> list[tuple[str, str, float]]:
+    """The schedules of which nobody has dealt with a tick: deployment, name, and since when."""
     rows: list[DeploymentRow] = await reader.planned(planning.deployments())
     owners = {row.id: row for row in rows}
     schedules: list[ScheduleRow] = await reader.planned(planning.schedules()) if rows else []
     found = (
-        _late_since(one, owners[one.deployment], now)
+        (owners[one.deployment].name, one.name, _late_since(one, owners[one.deployment], now))
         for one in schedules
         if one.deployment in owners
     )
-    return [now - tick for tick in found if tick is not None]
+    return sorted((owner, name, since) for owner, name, since in found if since is not None)
 
 
 def _late_since(row: ScheduleRow, owner: DeploymentRow, now: float) -> float | None:

@@ -2,7 +2,7 @@
 
 It fills a database with 100,000 runs and 1,000,000 task runs, one of the runs with 10,000 of them,
 serves it, and asks each list and summary many times: the median, and what 95 of 100 answers take
-at most.
+at most. Then all runs are paused, and those that list runs are asked once more.
 """
 
 from __future__ import annotations
@@ -26,6 +26,20 @@ from asyncflow.server.app import serve_app
 #: Milliseconds that 95 of 100 answers may take at most.
 MUST = 200.0
 BIG = "00000000-0000-7000-8000-0000000186a0"
+#: A deployment and its schedule, as they are stored.
+SPEC = json.dumps(
+    {
+        "parameters": {}, "tags": [], "description": "", "version": None, "overlap": "skip",
+        "concurrency_limit": 1, "catchup": "latest", "catchup_limit": 100, "late_seconds": 15.0,
+        "parameter_schema": {"type": "object", "properties": {}, "required": []},
+    }
+)  # fmt: skip
+SCHEDULE = json.dumps(
+    {
+        "schedule": {"kind": "cron", "cron": "0 * * * *", "timezone": "UTC", "day_or": True},
+        "parameters": {}, "jitter_seconds": 0.0, "start": None, "end": None,
+    }
+)  # fmt: skip
 
 
 def fill(path: Path, runs: int, tasks: int, big: int) -> None:
@@ -78,10 +92,76 @@ def fill(path: Path, runs: int, tasks: int, big: int) -> None:
             for state in ("RUNNING", states[pk % len(states)])
         ),
     )
+    fill_beside(db, runs, now)
     db.execute("COMMIT")
     db.close()
 
 
+def fill_beside(db: sqlite3.Connection, runs: int, now: float) -> None:
+    """What is there beside runs: a tick and a delivery for each run, and logs of the largest."""
+    names = range(100)
+    db.executemany(
+        "INSERT INTO deployments (id, name, flow_name, flow_ref, spec, source, paused, created_at,"
+        " updated_at) VALUES (?,?,?,'{}',?,'',0,?,?)",
+        ((n, f"deployment {n}", f"flow {n % 40}", SPEC, now, now) for n in names),
+    )
+    db.executemany(
+        "INSERT INTO schedules (id, deployment, name, spec, paused, reason, position, created_at,"
+        " updated_at) VALUES (?,?,'hourly',?,0,'',?,?,?)",
+        ((n, n, SCHEDULE, now, now, now) for n in names),
+    )
+    db.executemany(
+        "INSERT INTO ticks (schedule, tick, deployment, state, reason, run, at, count, until)"
+        " VALUES (?,?,?,'RUN','',?,?,1,?)",
+        (
+            (n % 100, now - (runs - n) * 6.0, n % 100, f"run {n}", now, now)
+            for n in range(1, runs + 1)
+        ),
+    )
+    db.executemany(
+        "INSERT INTO deliveries (automation, action, key, kind, channel, event, payload, state,"
+        " attempts, next_at, created_at, ended_at, error, reply)"
+        " VALUES (?,0,?,'notify','mail',?,'{}','delivered',1,?,?,?,'','')",
+        ((f"automation {n % 20}", str(n), n, now, now, now) for n in range(1, runs + 1)),
+    )
+    db.executemany(
+        "INSERT INTO commands (id, kind, run, arguments, asked_by, asked_at, expires_at, state,"
+        " taken, declined, ended_at, detail) VALUES (?,'resume',?,'{}','',?,?,'DONE',1,'[]',?,'')",
+        (
+            (f"00000000-0000-7000-8000-{n:012x}", f"run {n}", now, now, now)
+            for n in range(1, runs // 10 + 1)
+        ),
+    )
+    db.executemany(
+        "INSERT INTO logs (run, seq, time, level, logger, message) VALUES (?,?,?,20,'a',?)",
+        ((runs, n % 1000, now, f"line {n}") for n in range(1, runs + 1)),
+    )
+    db.executemany(
+        "INSERT INTO artifacts (run, key, kind, description, data, created_at, updated_at)"
+        " VALUES (?,?,'markdown','',?,?,?)",
+        ((runs, f"key {n}", json.dumps({"markdown": "# One"}), now, now) for n in range(1000)),
+    )
+    db.executemany(
+        "INSERT INTO variables (name, value, updated_at) VALUES (?,'1',?)",
+        ((f"variable {n}", now) for n in range(1000)),
+    )
+    db.executemany(
+        "INSERT INTO notices (kind, name, engine, time, data) VALUES (?,?,1,?,'{}')",
+        ((kind, str(n), now) for kind in ("run", "limit") for n in range(1000)),
+    )
+
+
+def pause(path: Path) -> None:
+    """All runs are asleep, but for the oldest ones, which wait for a person."""
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute(
+        "UPDATE flow_runs SET ended_at = NULL, state = 'PAUSED',"
+        " state_name = CASE WHEN pk <= 20 THEN 'NeedsAttention' ELSE 'Suspended' END"
+    )
+    db.close()
+
+
+#: What finds nothing has to look for it everywhere.
 QUESTIONS = (
     "/api/summary",
     "/api/summary?hours=720",
@@ -95,6 +175,14 @@ QUESTIONS = (
     "/api/runs?text=run%2099",
     "/api/runs?state=RUNNING",
     "/api/runs?state=PAUSED",
+    "/api/runs?state=PAUSED&limit=200",
+    "/api/runs?state=attention&limit=200",
+    "/api/runs?state=TimedOut",
+    "/api/runs?text=nothing",
+    "/api/runs?tag=nothing",
+    "/api/runs?parent=any&tag=nothing",
+    "/api/runs?since=2100-01-01T00:00:00Z",
+    "/api/runs?state=COMPLETED&text=nothing&tag=tag%203",
     "/api/runs?limit=500&full=true",
     f"/api/runs?id={BIG[:-2]}&parent=any&full=true&limit=2",
     f"/api/runs/{BIG}",
@@ -105,16 +193,42 @@ QUESTIONS = (
     f"/api/runs/{BIG}/attempts",
     f"/api/runs/{BIG}/timeline?limit=10000",
     f"/api/runs/{BIG}/logs",
+    f"/api/runs/{BIG}/logs?text=nothing",
+    f"/api/runs/{BIG}/artifacts?data=false",
+    f"/api/runs/{BIG}/artifacts?limit=100",
+    f"/api/runs/{BIG}/forms",
     "/api/events",
+    "/api/events?kind=nothing.*",
+    "/api/events?since=2100-01-01T00:00:00Z",
+    f"/api/events?run={BIG}",
     "/api/events?kind=flow-run.Failed",
     "/api/events?order=oldest&cursor=1000&limit=500",
     "/api/deployments",
+    "/api/deployments/deployment%203",
+    "/api/deployments/deployment%203/ticks",
+    "/api/deployments/deployment%203/ticks?state=missed",
+    "/api/automations",
     "/api/deliveries",
+    "/api/deliveries?state=failed",
+    f"/api/deliveries?run={BIG}",
+    "/api/deliveries?automation=automation%203",
+    "/api/commands",
+    "/api/commands?state=FAILED",
     "/api/limits",
+    "/api/variables",
+    "/metrics",
 )
 
 
-async def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
+#: Asked once more when no run has ended.
+OF_PAUSED = tuple(
+    one for one in QUESTIONS if one.startswith(("/api/summary", "/api/runs?")) or one == "/api/runs"
+)
+
+
+async def measure(
+    path: Path, rounds: int, questions: tuple[str, ...] = QUESTIONS, what: str = ""
+) -> list[dict[str, Any]]:
     """Ask everything so many times, one after the other."""
     found = []
     async with Engine(path, retention_days=None) as engine:
@@ -122,7 +236,7 @@ async def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
         base, _, token = url.partition("/#token=")
         headers = {"Authorization": f"Bearer {token}"}
         async with aiohttp.ClientSession(headers=headers) as client:
-            for question in QUESTIONS:
+            for question in questions:
                 times, size = [], 0
                 for _ in range(rounds):
                     began = time.perf_counter()
@@ -133,7 +247,7 @@ async def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
                 times.sort()
                 found.append(
                     {
-                        "question": question.replace(BIG, "BIG"),
+                        "question": what + question.replace(BIG, "BIG"),
                         "median": statistics.median(times),
                         "p95": times[int(len(times) * 0.95)],
                         "bytes": size,
@@ -161,11 +275,13 @@ def main(arguments: list[str] | None = None) -> int:
         asyncio.run(make())
         fill(path, options.runs, options.tasks, options.big)
         found = asyncio.run(measure(path, options.rounds))
-    print(f"{'':60} {'median ms':>10} {'p95 ms':>8} {'KiB':>8}")
+        pause(path)
+        found += asyncio.run(measure(path, options.rounds, OF_PAUSED, "all paused: "))
+    print(f"{'':72} {'median ms':>10} {'p95 ms':>8} {'KiB':>8}")
     for one in found:
         missed = "  MISSED" if one["p95"] > MUST else ""
         print(
-            f"{one['question']:60} {one['median']:>10.1f} {one['p95']:>8.1f}"
+            f"{one['question']:72} {one['median']:>10.1f} {one['p95']:>8.1f}"
             f" {one['bytes'] / 1024:>8.1f}{missed}"
         )
     if options.json is not None:

@@ -52,6 +52,7 @@ MARKDOWN = (
 STATES = ["COMPLETED"] * 12 + ["FAILED"] * 3 + ["RUNNING", "CANCELLED", "CRASHED", "PAUSED"]
 NAMES = {"FAILED": "Failed", "PAUSED": "Paused"}
 NOT_COMPLETED = "not_completed"
+PAUSED = {"attention": "PAUSED"}
 BIG = 10_000
 
 
@@ -862,7 +863,7 @@ class Mock:
 
     def _found(self, states: list[str], q: Any) -> list[dict[str, Any]]:
         def fits(run: dict[str, Any]) -> bool:
-            wanted = [s for s in states if s != NOT_COMPLETED]
+            wanted = [PAUSED.get(s, s) for s in states if s != NOT_COMPLETED]
             if wanted and run["state"] not in wanted and run["state_name"] not in wanted:
                 return False
             if NOT_COMPLETED in states and run["state"] == "COMPLETED":

@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,13 @@ from asyncflow.errors import (
     UnknownTask,
 )
 from asyncflow.parameters import masked
-from asyncflow.planned import automation_infos, delivery_listing, infos, tick_listing
+from asyncflow.planned import (
+    automation_infos,
+    delivery_listing,
+    infos,
+    late_schedules,
+    tick_listing,
+)
 from asyncflow.registry import declared
 from asyncflow.rows import task_row
 from asyncflow.server import models
@@ -82,7 +88,16 @@ MOST_COUNTED = 20_000
 MOST_INPUTS, MOST_PROGRESS = 2_000, 20
 #: Spans between two tasks that are looked at for the edges of a graph.
 MOST_EDGES = 5_000
-_NOT_COMPLETED = tuple(s.value for s in StateType if s is not StateType.COMPLETED)
+#: Rows that are looked at for one page of runs whose process has died, and in one question.
+MOST_LOOKED_AT, AT_ONCE = 5_000, 500
+#: Names of states in which a run waits for a person; and with those that no engine has.
+_FOR_PEOPLE = ("NeedsAttention", "Paused")
+_ATTENTION = (*_FOR_PEOPLE, "Interrupted")
+#: Words for several states.
+_TOGETHER = {
+    "not_completed": tuple(s.value for s in StateType if s is not StateType.COMPLETED),
+    "attention": (StateType.PAUSED.value,),
+}
 _KINDS = {
     ResultKind.NONE: "none",
     ResultKind.JSON: "json",
@@ -359,10 +374,11 @@ def _states(names: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     if not names:
         return (), ()
-    if "not_completed" in names:
-        if len(names) > 1:
-            raise Problem(422, "state: not_completed stands alone")
-        return _NOT_COMPLETED, ()
+    for name, types in _TOGETHER.items():
+        if name in names:
+            if len(names) > 1:
+                raise Problem(422, f"state: {name} stands alone")
+            return types, ()
     try:
         return types_and_names(names)
     except ValueError as error:
@@ -389,22 +405,34 @@ async def _runs(
         parent = None
     elif q.parent != "any":
         parent = (await api.row(q.parent)).pk
-    page = await api.reader.runs(
-        RunQuery(
-            states=types,
-            names=names,
-            flow=q.flow,
-            tags=tuple(q.tag),
-            deployment=q.deployment,
-            since=q.since.timestamp() if q.since is not None else None,
-            parent=parent,
-            id_prefix=q.id,
-            text=q.text,
-            after=_number(cursor),
-            limit=limit,
-        )
+    query = RunQuery(
+        states=types,
+        names=names,
+        paused_as=_ATTENTION if "attention" in q.state else (),
+        flow=q.flow,
+        tags=tuple(q.tag),
+        deployment=q.deployment,
+        since=q.since.timestamp() if q.since is not None else None,
+        parent=parent,
+        id_prefix=q.id,
+        text=q.text,
+        after=_number(cursor),
+        limit=limit,
     )
+    page = await api.reader.runs(query)
     rows = [row for row in map(api.shown, page.rows) if fits(row)]
+    looked_at = len(page.rows)
+    # Of those that say that they are under way most are.
+    while len(rows) < limit and page.next_cursor is not None and looked_at < MOST_LOOKED_AT:
+        page = await api.reader.runs(replace(query, after=page.next_cursor, limit=AT_ONCE))
+        looked_at += len(page.rows)
+        for n, row in enumerate(page.rows, 1):
+            shown = api.shown(row)
+            if fits(shown):
+                rows.append(shown)
+                if len(rows) == limit:
+                    more = n < len(page.rows) or page.next_cursor is not None
+                    return rows, str(row.pk) if more else None
     return rows, str(page.next_cursor) if page.next_cursor is not None else None
 
 
@@ -424,42 +452,38 @@ async def summary(api: Api, q: models.SummaryQuery) -> dict[str, Any]:
     since = now - q.hours * 3600
     width = 3600.0 if q.hours <= 48 else 86_400.0
     first = since // width * width + (width if width == 3600.0 else 0)
-    rows = await api.reader.created_since(since, MOST_COUNTED)
+    rows = await api.reader.created_since(since, width, MOST_COUNTED)
     buckets: dict[float, dict[str, int]] = {}
     at = first
     while at <= now:
         buckets[at] = {}
         at += width
     states: dict[str, int] = {}
-    for created, state in rows:
-        states[state] = states.get(state, 0) + 1
-        own = buckets.setdefault(created // width * width, {})
-        own[state] = own.get(state, 0) + 1
+    for at, state, count in rows:
+        states[state] = states.get(state, 0) + count
+        buckets.setdefault(at, {})[state] = count
+    counted = sum(states.values())
     found = {
         name: (await api.reader.runs(query)).rows
         for name, query in (
             ("failures", RunQuery(states=("FAILED", "CRASHED"), parent=None, limit=10)),
             ("running", RunQuery(states=("RUNNING",), parent=None, limit=10)),
             ("latest", RunQuery(parent=None, limit=8)),
-            # By their type, of which there is an index; those that only sleep are left out.
-            ("attention", RunQuery(states=("PAUSED",), parent=None, limit=200)),
+            (
+                "attention",
+                RunQuery(states=("PAUSED",), paused_as=_FOR_PEOPLE, parent=None, limit=10),
+            ),
         )
     }
-    found["attention"] = [
-        row for row in found["attention"] if row.state_name in ("NeedsAttention", "Paused")
-    ][:10]
-    deployments = await infos(api.reader, now)
     late = [
-        {"deployment": d.name, "schedule": s.name, "late_since": s.late_since}
-        for d in deployments
-        for s in d.schedules
-        if s.late_since is not None
+        {"deployment": deployment, "schedule": schedule, "late_since": moment(since)}
+        for deployment, schedule, since in await late_schedules(api.reader, now)
     ]
     return {
         "states": states,
         "buckets": [{"at": moment(at), "counts": c} for at, c in sorted(buckets.items())],
-        "counted": len(rows),
-        "cut": len(rows) >= MOST_COUNTED,
+        "counted": counted,
+        "cut": counted >= MOST_COUNTED,
         **{name: await runs_json(api, rows) for name, rows in found.items()},
         "late": late,
     }

@@ -46,6 +46,8 @@ class Role(BaseModel):
 class RunFilter(Given):
     """Which runs; all conditions must hold."""
 
+    #: Types and names of states; or "not_completed"; or "attention": those that wait for a person,
+    #: or that no engine has.
     state: Annotated[list[Annotated[str, Field(max_length=40)]], Field(max_length=20)] = []
     flow: Name | None = None
     tag: Annotated[list[Name], Field(max_length=5)] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncflow.metrics import MOST, OTHER, check_package, states_of
-from asyncflow.planned import lateness
+from asyncflow.planned import late_schedules
 from asyncflow.states import StateType
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class Stored:
             self._open[of, state] = self._open.get((of, state), 0) + count
             if name in _ATTENTION:
                 self._attention[of] = self._attention.get(of, 0) + count
-        self._late = await lateness(reader, engine.clock.time())
+        now = engine.clock.time()
+        self._late = [now - since for _, _, since in await late_schedules(reader, now)]
 
     def describe(self) -> list[Any]:
         """Nothing: names are not checked against those of others before there are values."""

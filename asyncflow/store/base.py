@@ -594,6 +594,7 @@ class RunQuery:
     Attributes:
         states: StateType values; `names`: state names, such as "Interrupted". Any of either;
             empty for all.
+        paused_as: of those that are PAUSED, only those with these names; empty for all.
         flow: the flow's name.
         tags: all of them must be there.
         since: created at or after, seconds since the epoch.
@@ -607,6 +608,7 @@ class RunQuery:
 
     states: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    paused_as: tuple[str, ...] = ()
     flow: str | None = None
     tags: tuple[str, ...] = ()
     since: float | None = None
@@ -733,8 +735,18 @@ class Reader(Protocol):
         """What there is to tell of runs, by pk."""
         ...
 
-    async def created_since(self, since: float, limit: int) -> list[tuple[float, str]]:
-        """When the newest root runs since a time were created, and their states."""
+    async def created_since(
+        self, since: float, width: float, limit: int
+    ) -> list[tuple[float, str, int]]:
+        """How many of the newest root runs since a time were created in each span, by state.
+
+        Args:
+            width: of a span, in seconds; the first begins at the epoch.
+            limit: at most so many runs are counted.
+
+        Returns:
+            When the span begins, the state, and how many.
+        """
         ...
 
     async def flow_names(self, limit: int) -> list[str]:

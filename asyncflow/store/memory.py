@@ -739,14 +739,16 @@ class MemoryReader:
         with self._store._lock:
             return {pk: _info(self._store._runs[pk]) for pk in runs if pk in self._store._runs}
 
-    async def created_since(self, since: float, limit: int) -> list[tuple[float, str]]:
+    async def created_since(
+        self, since: float, width: float, limit: int
+    ) -> list[tuple[float, str, int]]:
         with self._store._lock:
             rows = (
-                (r.created_at, r.state)
+                (r.created_at // width * width, r.state)
                 for r in reversed(self._store._runs.values())
                 if r.parent is None and r.created_at >= since
             )
-            return list(islice(rows, limit))
+            return [(*key, n) for key, n in sorted(Counter(islice(rows, limit)).items())]
 
     async def flow_names(self, limit: int) -> list[str]:
         with self._store._lock:
@@ -833,6 +835,11 @@ def _is_in(row: RunRow | TaskRow, query: RunQuery | TaskQuery) -> bool:
 def _fits(row: RunRow, query: RunQuery) -> bool:
     return (
         _is_in(row, query)
+        and (
+            not query.paused_as
+            or row.state != StateType.PAUSED.value
+            or row.state_name in query.paused_as
+        )
         and (query.flow is None or row.flow_name == query.flow)
         and (query.since is None or row.created_at >= query.since)
         and (query.deployment is None or row.deployment == query.deployment)

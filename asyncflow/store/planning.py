@@ -810,10 +810,13 @@ def ticks(
     return Question(sql, (*values, limit), lambda row: TickRow(*row))
 
 
-def tick_counts(deployment: int) -> Question[tuple[str, int]]:
-    """How many ticks of a deployment are in each state."""
-    sql = "SELECT state, sum(count) FROM ticks WHERE deployment = ? GROUP BY state ORDER BY state"
-    return Question(sql, (deployment,), lambda row: (row[0], row[1]))
+def tick_counts(deployment: int | None = None) -> Question[tuple[int, str, int]]:
+    """How many ticks of all deployments, or of one, are in each state."""
+    one = "" if deployment is None else " WHERE deployment = ?"
+    # In the order of an index, each row of a whole table would have to be looked up.
+    sql = f"SELECT deployment, state, sum(count) FROM ticks{one} GROUP BY +deployment, state"
+    values = () if deployment is None else (deployment,)
+    return Question(sql, values, lambda row: (row[0], row[1], row[2]))
 
 
 def queued(deployment: int, backfill: int | None) -> Question[TickRow]:

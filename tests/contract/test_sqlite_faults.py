@@ -21,6 +21,7 @@ from asyncflow.errors import ResultUnreadable, StoreError
 from asyncflow.store import planning
 from asyncflow.store import sqlite as module
 from asyncflow.store.base import (
+    ArtifactQuery,
     EventQuery,
     LogQuery,
     ResultKind,
@@ -728,8 +729,12 @@ class Explainer(SqliteReader):
 
 QUESTIONS: dict[str, Callable[[SqliteReader], Any]] = {
     "find_run": lambda r: r.find_run("x"),
-    "runs-states": lambda r: r.runs(RunQuery(states=("RUNNING", "FAILED"))),
+    "runs-state": lambda r: r.runs(RunQuery(states=("FAILED",), parent=None)),
+    "runs-states": lambda r: r.runs(RunQuery(states=("RUNNING", "FAILED"), parent=1)),
     "runs-flow": lambda r: r.runs(RunQuery(flow="f")),
+    "runs-attention": lambda r: r.runs(
+        RunQuery(states=("PAUSED",), paused_as=("NeedsAttention", "Paused"), parent=None)
+    ),
     "runs-roots": lambda r: r.runs(RunQuery(parent=None)),
     "runs-parent": lambda r: r.runs(RunQuery(parent=3)),
     "runs-prefix": lambda r: r.runs(RunQuery(id_prefix="a")),
@@ -747,7 +752,6 @@ QUESTIONS: dict[str, Callable[[SqliteReader], Any]] = {
     "states": lambda r: r.states(1),
     "engine": lambda r: r.engine(1),
     "runs-deployment": lambda r: r.runs(RunQuery(deployment="d")),
-    "created_since": lambda r: r.created_since(1.0, 5),
     "open_runs": lambda r: r.open_runs(),
     "ended_runs": lambda r: r.ended_runs(5, 10),
     "spans": lambda r: r.spans(1, 5),
@@ -761,6 +765,15 @@ QUESTIONS: dict[str, Callable[[SqliteReader], Any]] = {
     "ticks": lambda r: r.planned(planning.ticks(1, ["RUN"], 1.0, (5.0, 1))),
     "ticks-queued": lambda r: r.planned(planning.queued(1, None)),
     "ticks-counts": lambda r: r.planned(planning.tick_counts(1)),
+    "artifacts": lambda r: r.artifacts(ArtifactQuery(run=1)),
+    "artifacts-all": lambda r: r.artifacts(
+        ArtifactQuery(run=1, seq=1, key="k", kinds=("progress",), after=3, data=False)
+    ),
+    "command": lambda r: r.planned(planning.commands("c")),
+    "commands": lambda r: r.planned(planning.commands(states=["DONE"], before=5)),
+    "variable": lambda r: r.planned(planning.variables("v")),
+    "notices-all": lambda r: r.notices("limit"),
+    "deliveries-automation": lambda r: r.planned(planning.deliveries(automation="a")),
     "automation": lambda r: r.planned(planning.automations("a")),
     "deliveries": lambda r: r.planned(planning.deliveries(before=5)),
     "deliveries-waiting": lambda r: r.planned(planning.waiting("c", 1.0)),
@@ -778,6 +791,31 @@ async def test_each_question_of_a_reader_is_answered_by_an_index(
     assert first.startswith("SEARCH ")
     assert " USING " in first
     assert not [plan for plan in others if plan.startswith("SCAN ") and "json_each" not in plan]
+
+
+async def test_what_is_counted_is_found_by_an_index_and_what_is_open_by_one_of_its_own(
+    store: SqliteStore,
+) -> None:
+    reader = Explainer(store)
+    await reader.created_since(1.0, 3600.0, 5)
+    (searched,) = [plan for plan in reader.plans if "flow_runs" in plan]
+    assert searched == "SEARCH flow_runs USING INDEX flow_runs_parent (parent=?)"
+    await reader.planned(planning.open_commands())
+    assert reader.plans == ["SCAN commands USING INDEX commands_open"]
+    await reader.planned(planning.tick_counts())
+    assert reader.plans[0] == "SCAN ticks", "all of them, and none is looked up one by one"
+    await reader.aclose()
+
+
+@pytest.mark.parametrize("parent", [None, -1], ids=["roots", "all"])
+async def test_of_several_states_the_newest_of_each_are_found_by_its_index(
+    store: SqliteStore, parent: int | None
+) -> None:
+    reader = Explainer(store)
+    await reader.runs(RunQuery(states=("RUNNING", "FAILED", "RUNNING"), parent=parent))
+    await reader.aclose()
+    of_runs = [plan for plan in reader.plans if "flow_runs" in plan]
+    assert of_runs == ["SEARCH flow_runs USING INDEX flow_runs_state (state=?)"] * 2
 
 
 async def test_edges_are_found_by_the_numbers_of_task_runs(store: SqliteStore) -> None:

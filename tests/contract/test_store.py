@@ -791,6 +791,35 @@ async def test_the_pages_of_each_listing_hold_every_row_exactly_once(
     assert [row for _, row in found] == lines
 
 
+async def test_of_those_that_are_paused_some_are_listed_by_name(
+    store: ReadableStore, reader: Reader
+) -> None:
+    for id_, state, name in (
+        ("1", "PAUSED", "NeedsAttention"), ("2", "PAUSED", "Suspended"),
+        ("3", "RUNNING", "Running"), ("4", "PAUSED", "Paused"), ("5", "COMPLETED", "Paused"),
+    ):  # fmt: skip
+        create(store, id_, state=state, state_name=name)
+    named = ("NeedsAttention", "Paused")
+    assert await ids(reader, states=("PAUSED", "RUNNING"), paused_as=named) == ["4", "3", "1"]
+    assert await ids(reader, states=("PAUSED",), paused_as=named, limit=1) == ["4"]
+    assert await ids(reader, paused_as=("Suspended",)) == ["5", "3", "2"]
+
+
+async def test_the_newest_root_runs_are_counted_by_when_they_were_created(
+    store: ReadableStore, reader: Reader
+) -> None:
+    times = [(100.0, "FAILED"), (160.0, "COMPLETED"), (200.0, "FAILED"), (259.0, "FAILED")]
+    rows = [
+        create(store, str(n), state=state, created_at=time) for n, (time, state) in enumerate(times)
+    ]
+    below(store, rows[-1], "child")
+    assert await reader.created_since(0.0, 100.0, 10) == [
+        (100.0, "COMPLETED", 1), (100.0, "FAILED", 1), (200.0, "FAILED", 2),
+    ]  # fmt: skip
+    assert await reader.created_since(150.0, 100.0, 2) == [(200.0, "FAILED", 2)]
+    assert await reader.created_since(300.0, 100.0, 2) == []
+
+
 async def test_task_runs_are_listed_by_state_and_by_task(
     store: ReadableStore, reader: Reader
 ) -> None:
@@ -1317,6 +1346,7 @@ class Trial:
                 RunQuery(
                     states=self.some([s.value for s in S]),
                     names=self.some(["One", "Two"], 1),
+                    paused_as=self.some(["One", "Two"], 1),
                     flow=dice.choice([None, "f", "g"]),
                     tags=self.some(TAGS, 1),
                     since=dice.choice([None, float(self.made // 6)]),

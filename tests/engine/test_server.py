@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -173,6 +174,37 @@ async def test_a_run_is_told_with_its_tasks_logs_and_timeline(server: Server) ->
     assert (
         [r["id"] for r in summary["failures"]] == [r["id"] for r in summary["latest"]] == [run.id]
     )
+
+
+async def test_what_needs_attention_is_found_below_many_that_do_not(server: Server) -> None:
+    """They are the oldest; of the others many sleep, and many are under way in a live engine."""
+    store = server.engine.store
+    db = sqlite3.connect(store.path, isolation_level=None)
+    columns = "id, flow_name, flow_ref, name, root, state, state_name, message, state_at, tags"
+    rest = "parameters, created_at, epoch, attempt, recoveries, result_kind, ended_by, engine"
+    dead, own = 10_000, server.engine.id
+    states = [
+        ("PAUSED", "NeedsAttention", None), ("RUNNING", "Running", dead),
+        ("PAUSED", "Paused", None), *[("PAUSED", "Suspended", None)] * 300,
+        *[("RUNNING", "Running", own)] * 1_200,
+    ]  # fmt: skip
+    for n, (state, name, engine) in enumerate(states):
+        db.execute(
+            f"INSERT INTO flow_runs ({columns}, {rest})"
+            " VALUES (?, 'f', '{}', ?, 0, ?, ?, '', 0, '[]', '{}', 0, 1, 1, 0, 0, '[]', ?)",
+            (f"00000000-0000-7000-8000-{n:012x}", f"run {n}", state, name, engine),
+        )
+    db.close()
+    page = await server.get("/api/runs?state=attention&limit=2")
+    assert [one["name"] for one in page["items"]] == ["run 2", "run 1"]
+    assert page["items"][1]["state_name"] == "Interrupted"
+    rest_of = await server.get(f"/api/runs?state=attention&cursor={page['next_cursor']}")
+    assert [one["name"] for one in rest_of["items"]] == ["run 0"]
+    assert rest_of["next_cursor"] is None
+    (orphan,) = (await server.get("/api/runs?state=Interrupted&limit=1"))["items"]
+    assert orphan["name"] == "run 1"
+    asked = (await server.get("/api/summary"))["attention"]
+    assert [one["name"] for one in asked] == ["run 2", "run 0"]
 
 
 async def test_what_a_run_shows_is_told(server: Server) -> None:

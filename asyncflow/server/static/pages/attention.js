@@ -7,8 +7,6 @@ import { fill, h, icon, keyed } from "../dom.js";
 import { at, attempt, badge, button, card, empty, runLink, took, when } from "../parts.js";
 import { answer } from "./run.js";
 
-const NAMES = ["NeedsAttention", "Paused", "Interrupted"];
-
 export function attention(context) {
   context.title("Attention");
   const people = h("div.list");
@@ -25,12 +23,12 @@ export function attention(context) {
   for (const one of Object.values(cards)) one.hidden = true;
 
   const loader = context.loader(async () => {
-    const [paused, summary, deliveries] = await Promise.all([
-      get("runs", { state: "PAUSED", limit: 200 }, context.signal),
+    const [waiting, summary, deliveries] = await Promise.all([
+      get("runs", { state: "attention", limit: 200 }, context.signal),
       get("summary", { hours: 1 }, context.signal),
       get("deliveries", { state: "failed", limit: 10 }, context.signal),
     ]);
-    const runs = items(paused).filter((run) => NAMES.includes(run.state_name));
+    const runs = items(waiting);
     const found = {
       people: runs.filter((run) => run.state_name !== "Interrupted"),
       orphans: runs.filter((run) => run.state_name === "Interrupted"),
