@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ async def here() -> None: ...
 @pytest.fixture(autouse=True)
 def _as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(naming, "_LOADED", {})
+    # The process may know other flows called so, of whatever was imported before.
+    flows = weakref.WeakValueDictionary({(here.key, str(Path(__file__).resolve())): here})
+    monkeypatch.setattr(registry, "_FLOWS", flows)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = dict(sys.modules)
     yield
