@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import click
 
-from asyncflow.cli.output import answered, label, local, one_line, print_json, say, table
+from asyncflow.cli.output import answered_async, label, local, one_line, print_json, say, table
 from asyncflow.cli.place import Place
 from asyncflow.cli.planning import instant
 from asyncflow.cli.source import find_run, looking, reading
@@ -28,10 +26,6 @@ _COLOURS = {
     "failed": "red",
     "suppressed": "yellow",
 }
-
-
-def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    return answered(lambda: asyncio.run(work()))
 
 
 def list_automations(*, at: Place, as_json: bool) -> int:
@@ -59,7 +53,7 @@ def list_automations(*, at: Place, as_json: bool) -> int:
         say(table(("AUTOMATION", "", "FIRED", "LAST", "WHAT"), rows))
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _trigger(trigger: dict[str, Any]) -> str:
@@ -117,7 +111,7 @@ def show_automation(*, name: str, at: Place, as_json: bool) -> int:
             _say_deliveries(done)
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def test_automation(
@@ -147,7 +141,7 @@ def test_automation(
             say(f"  {when}  {one_line(' '.join(part for part in (text, labels) if part))}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _of_file(found: Declared, name: str) -> Any:
@@ -181,7 +175,7 @@ def list_deliveries(
             say("no deliveries")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _say_deliveries(found: list[Delivery]) -> None:
@@ -214,7 +208,7 @@ def enable_automation(*, name: str, enabled: bool, at: Place, as_json: bool) -> 
             say(f"{label(name)} is {'on' if enabled else 'off'}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def remove_automation(*, name: str, at: Place, as_json: bool) -> int:
@@ -229,7 +223,7 @@ def remove_automation(*, name: str, at: Place, as_json: bool) -> int:
             say(f"removed {label(name)}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def send_test(*, channel: str, config: str | None, db: str | None, as_json: bool) -> int:
@@ -253,7 +247,7 @@ def send_test(*, channel: str, config: str | None, db: str | None, as_json: bool
             say(f"sent through {label(channel)}: {one_line(reply)}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 __all__ = [

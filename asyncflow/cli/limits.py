@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
-from asyncflow.cli.output import answered, label, one_line, print_json, say, table
+from asyncflow.cli.output import answered_async, label, one_line, print_json, say, table
 from asyncflow.cli.place import Place
 from asyncflow.cli.source import looking
 
 #: Holders of one limit that are named.
 MOST = 4
-
-
-def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    return answered(lambda: asyncio.run(work()))
 
 
 def list_limits(*, at: Place, as_json: bool) -> int:
@@ -42,7 +36,7 @@ def list_limits(*, at: Place, as_json: bool) -> int:
             say(table(("LIMIT", "SIZE", "USED", "WAITING", "HELD BY"), rows))
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _size(size: float | None, period: float | None, burst: int | None) -> str:
@@ -87,7 +81,7 @@ def set_limit(
             say(f"set {label(name)} to {_size(limit, period, burst)}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def lift_limit(*, name: str, at: Place, as_json: bool) -> int:
@@ -102,7 +96,7 @@ def lift_limit(*, name: str, at: Place, as_json: bool) -> int:
             say(f"lifted {label(name)}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 __all__ = ["lift_limit", "list_limits", "set_limit"]

@@ -10,7 +10,6 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -22,7 +21,7 @@ from asyncflow.cli.output import (
     EXITS,
     MARKS,
     amount,
-    answered,
+    answered_async,
     between,
     clean,
     coloured,
@@ -62,10 +61,6 @@ MOST_FAILURES = 5
 MOST_SHOWN, MOST_ROWS = 20, 50
 
 _FAILED = (StateType.FAILED.value, StateType.CRASHED.value)
-
-
-def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    return answered(lambda: asyncio.run(work()))
 
 
 # --- runs ls --------------------------------------------------------------------------------------
@@ -108,7 +103,7 @@ def list_runs(
             say(f"(the newest {limit}; more with --limit)")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _run_line(row: RunRow) -> list[str]:
@@ -232,7 +227,7 @@ def show_run(*, run_id: str, all_tasks: bool, at: Place, as_json: bool) -> int:
                 say(f"{text}  {one_line(s.message, 120)}".rstrip())
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 async def _read_tree(place: Source, row: RunRow, everything: bool) -> _Tree:
@@ -509,7 +504,7 @@ def print_artifacts(*, run_id: str, at: Place, as_json: bool) -> int:
                 say(f"  {line}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _content(kind: str, data: dict[str, Any]) -> list[str]:
@@ -577,7 +572,7 @@ def print_logs(*, run_id: str, level: str, search: str, at: Place, as_json: bool
             print_json(shown)
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def watch_run(*, run_id: str, at: Place, as_json: bool) -> int:
@@ -615,7 +610,7 @@ def watch_run(*, run_id: str, at: Place, as_json: bool) -> int:
             say(one_line(_error_text(row.error), 500), error=True)
         return EXITS.get(state, 1)
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _width() -> int:
@@ -654,7 +649,7 @@ def cancel_run(*, run_id: str, at: Place, as_json: bool) -> int:
             say(f"the run {row.id} had ended already: {name}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def delete_runs(*, run_ids: tuple[str, ...], yes: bool, at: Place, as_json: bool) -> int:
@@ -681,4 +676,4 @@ def delete_runs(*, run_ids: tuple[str, ...], yes: bool, at: Place, as_json: bool
             say(f"deleted {gone} {'run' if gone == 1 else 'runs'}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from asyncflow.capsule import SUFFIX
-from asyncflow.cli.looking import _answered, run_json
-from asyncflow.cli.output import label, one_line, print_json, say
+from asyncflow.cli.looking import run_json
+from asyncflow.cli.output import answered_async, label, one_line, print_json, say
 from asyncflow.cli.running import must_exist
 from asyncflow.cli.source import find_run
 from asyncflow.engine import default_database
@@ -51,7 +51,7 @@ def export_run(*, run_id: str, out: str | None, db: str | None, as_json: bool) -
             say(f"wrote {path_text} ({done.bytes:,} bytes): {_counted(done.runs, done.tasks)}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def import_run(
@@ -95,7 +95,7 @@ def import_run(
             say(f"go on with it: asyncflow resume {row.id}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _counted(runs: int, tasks: int) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -202,6 +202,13 @@ def answered(work: Callable[[], int]) -> int:
         say(f"asyncflow: {one_line(error.strerror or str(error))}", error=True)
         hush(sys.stdout)
         return 1
+
+
+def answered_async(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """`answered`, of work on a loop of its own."""
+    import asyncio
+
+    return answered(lambda: asyncio.run(work()))
 
 
 def hush(stream: Any) -> None:

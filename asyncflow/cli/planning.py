@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +12,7 @@ import click
 
 from asyncflow.cli.output import (
     MARKS,
-    answered,
+    answered_async,
     coloured,
     label,
     local,
@@ -44,10 +42,6 @@ from asyncflow.views import Event
 if TYPE_CHECKING:
     from asyncflow.client import Client
     from asyncflow.server.models import Run
-
-
-def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    return answered(lambda: asyncio.run(work()))
 
 
 def instant(text: str, name: str) -> datetime:
@@ -192,7 +186,7 @@ def list_deployments(*, at: Place, as_json: bool) -> int:
         say(table(("DEPLOYMENT", "FLOW", "", "NEXT", "TICKS", "SCHEDULES"), rows))
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def list_schedules(*, at: Place, as_json: bool) -> int:
@@ -243,7 +237,7 @@ def list_schedules(*, at: Place, as_json: bool) -> int:
         say(table(("DEPLOYMENT", "SCHEDULE", "", "NEXT", "LAST", "", "REASON"), rows))
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _next(schedules: list[ScheduleInfo]) -> str:
@@ -297,7 +291,7 @@ def show_deployment(*, name: str, limit: int, at: Place, as_json: bool) -> int:
             _say_ticks(ticks)
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _pause(paused: bool, reason: str) -> str:
@@ -338,7 +332,7 @@ def list_ticks(*, name: str, states: tuple[str, ...], limit: int, at: Place, as_
             say("no ticks yet")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def run_deployment(
@@ -411,7 +405,7 @@ def pause_deployment(
             say(f"{what} is {'paused' if paused else 'on: what has passed meanwhile does not run'}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def remove_deployment(*, name: str, at: Place, as_json: bool) -> int:
@@ -426,7 +420,7 @@ def remove_deployment(*, name: str, at: Place, as_json: bool) -> int:
             say(f"removed {label(name)}; its runs are kept")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def backfill_deployment(
@@ -507,7 +501,7 @@ def list_events(
                 _tell(event, as_json)
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _tell(event: Event, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from asyncflow import codec
 from asyncflow.cli.output import (
     EXITS,
     MARKS,
-    answered,
+    answered_async,
     between,
     coloured,
     label,
@@ -439,7 +439,7 @@ def follow(
                 raise
             return _tell_end(await client.run(run.id), as_json)
 
-    return answered(lambda: asyncio.run(work()))
+    return answered_async(work)
 
 
 async def run_id_of(client: Client, text: str) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from asyncflow.cli.looking import _answered
-from asyncflow.cli.output import coloured, one_line, print_json, say
+from asyncflow.cli.output import answered_async, coloured, one_line, print_json, say
 from asyncflow.cli.params import parse_results
 from asyncflow.cli.place import Place
 from asyncflow.cli.running import begin_stored, must_exist
@@ -77,7 +76,7 @@ def answer_run(
             say(f"answered {row.id}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def send_event(
@@ -96,7 +95,7 @@ def send_event(
             say(f"sent {name} to {target or 'all runs'}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def diff_runs(*, first: str, second: str, db: str | None, as_json: bool) -> int:
@@ -112,7 +111,7 @@ def diff_runs(*, first: str, second: str, db: str | None, as_json: bool) -> int:
             _say_diff(found)
         return 1 if found else 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _say_diff(found: RunDiff) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine
 from dataclasses import asdict
-from typing import Any
 
-from asyncflow.cli.output import answered, clean, label, local, one_line, print_json, say, table
+from asyncflow.cli.output import (
+    answered_async,
+    clean,
+    label,
+    local,
+    one_line,
+    print_json,
+    say,
+    table,
+)
 from asyncflow.cli.place import Place
 from asyncflow.cli.source import looking
 from asyncflow.errors import StoreError
-
-
-def _answered(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    return answered(lambda: asyncio.run(work()))
 
 
 def list_variables(*, at: Place, as_json: bool) -> int:
@@ -40,7 +42,7 @@ def list_variables(*, at: Place, as_json: bool) -> int:
             say(table(("NAME", "SET", "VALUE"), rows))
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def get_variable(*, name: str, at: Place, as_json: bool) -> int:
@@ -60,7 +62,7 @@ def get_variable(*, name: str, at: Place, as_json: bool) -> int:
             print_json(value)
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def _none(name: str) -> StoreError:
@@ -83,7 +85,7 @@ def set_variable(*, name: str, value: str, at: Place, as_json: bool) -> int:
             say(f"set {name} to {one_line(json.dumps(given, ensure_ascii=False))}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)
 
 
 def delete_variable(*, name: str, at: Place, as_json: bool) -> int:
@@ -99,4 +101,4 @@ def delete_variable(*, name: str, at: Place, as_json: bool) -> int:
             say(f"deleted {name}")
         return 0
 
-    return _answered(work)
+    return answered_async(work)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 
-from asyncflow.cli.output import answered, say
+from asyncflow.cli.output import answered_async, say
 from asyncflow.engine import Engine, default_database
 from asyncflow.errors import InvalidOption
 from asyncflow.serving import until_told
@@ -52,4 +51,4 @@ def start_server(
                 await runner.cleanup()
         return 128 + number if number is not None else 0
 
-    return answered(lambda: asyncio.run(work()))
+    return answered_async(work)
