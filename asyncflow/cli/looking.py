@@ -187,9 +187,8 @@ def show_run(*, run_id: str, all_tasks: bool, at: Place, as_json: bool) -> int:
 
     async def work() -> int:
         async with looking(at) as place:
-            row, states = await place.detail(await find_run(place, run_id))
+            row, states, waits = await place.detail(await find_run(place, run_id))
             tree = await _read_tree(place, row, all_tasks or as_json)
-            waits = await place.waits(row)
             shown = await place.artifacts(row, data=False)
             progress = await place.artifacts(row, kinds=("progress",))
         told = {one.key: one for one in progress}

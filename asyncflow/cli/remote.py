@@ -26,7 +26,7 @@ from asyncflow.cli.output import (
     say,
 )
 from asyncflow.cli.place import Place
-from asyncflow.cli.source import find_run, not_stopped
+from asyncflow.cli.source import Detail, find_run, not_stopped
 from asyncflow.client import Client, Pages
 from asyncflow.errors import (
     InvalidParameters,
@@ -72,7 +72,6 @@ class Server:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._details: dict[str, models.RunDetail] = {}
 
     async def runs(self, query: RunQuery) -> Page[RunRow]:
         if not re.fullmatch(r"[0-9a-f-]{0,36}", query.id_prefix):
@@ -89,7 +88,7 @@ class Server:
         rows, more = await _first(pages, query.limit)
         return Page([_run(one) for one in rows], 1 if more else None)
 
-    async def detail(self, row: RunRow) -> tuple[RunRow, list[StateRow]]:
+    async def detail(self, row: RunRow) -> Detail:
         found = await self.client.run(row.id)
         story = [
             StateRow(0, _seconds(s.time) or 0.0, s.state, s.state_name, s.message, 0)
@@ -97,7 +96,8 @@ class Server:
         ]
         result = json.dumps(found.result.value, ensure_ascii=False, separators=(",", ":"))
         stored = codec.seal(result.encode("utf-8", "surrogatepass"))
-        return _run(found)._replace(result_kind=_KINDS[found.result.kind], result=stored), story
+        whole = _run(found)._replace(result_kind=_KINDS[found.result.kind], result=stored)
+        return Detail(whole, story, [one.model_dump() for one in found.waits])
 
     async def children(self, row: RunRow) -> list[RunRow]:
         pages = self.client.runs(parent=row.id, full=True, limit=_MANY)
@@ -227,9 +227,6 @@ class Server:
             async for one in events:
                 yield _event(one)
 
-    async def waits(self, row: RunRow) -> list[dict[str, Any]]:
-        return [one.model_dump() for one in (await self.client.run(row.id)).waits]
-
     async def limits(self) -> list[dict[str, Any]]:
         found = [one.model_dump() for one in await self.client.limits()]
         return [one for one in found if one["scope"] == "shared"]
@@ -250,8 +247,10 @@ class Server:
         try:
             await self.client.cancel(row.id)
         except ServerError as error:
+            if error.status != 409:
+                raise
             found = _run(await self.client.run(row.id))
-            if error.status != 409 or not StateType(found.state).is_final:
+            if not StateType(found.state).is_final:
                 raise
             return False, found.state, found.state_name
         try:

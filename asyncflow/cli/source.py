@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asyncflow import views, why
 from asyncflow.cli.place import Place
@@ -57,6 +57,14 @@ POLL = 0.3
 _MANY = 10_000
 
 
+class Detail(NamedTuple):
+    """A run with its result, its story, and why it is not moving, as the API tells it."""
+
+    row: RunRow
+    story: list[StateRow]
+    waits: list[dict[str, Any]]
+
+
 class Runs(Protocol):
     """Whoever lists runs."""
 
@@ -72,8 +80,8 @@ class Source(Runs, Protocol):
         """Runs as they are: one whose process has died is Interrupted."""
         ...
 
-    async def detail(self, row: RunRow) -> tuple[RunRow, list[StateRow]]:
-        """A run with its result, and its story."""
+    async def detail(self, row: RunRow) -> Detail:
+        """All that is told of one run itself."""
         ...
 
     async def children(self, row: RunRow) -> list[RunRow]:
@@ -124,10 +132,6 @@ class Source(Runs, Protocol):
 
     def watch(self, row: RunRow | None, kinds: tuple[str, ...], after: int) -> AsyncIterator[Event]:
         """Events as they come, without an end."""
-        ...
-
-    async def waits(self, row: RunRow) -> list[dict[str, Any]]:
-        """Why a run is not moving, as the API tells it."""
         ...
 
     async def limits(self) -> list[dict[str, Any]]:
@@ -251,8 +255,9 @@ class Database:
         rows = [row for row in map(self._as_it_is, page.rows) if fits(row)]
         return Page(rows, page.next_cursor)
 
-    async def detail(self, row: RunRow) -> tuple[RunRow, list[StateRow]]:
-        return row, await self._reader.states(row.pk)
+    async def detail(self, row: RunRow) -> Detail:
+        waits = [reason_json(one) for one in (await why.why(row, self._look())).reasons]
+        return Detail(row, await self._reader.states(row.pk), waits)
 
     async def children(self, row: RunRow) -> list[RunRow]:
         return (await self.runs(RunQuery(parent=row.pk, limit=1000))).rows[::-1]
@@ -352,9 +357,6 @@ class Database:
             if page.next_cursor is None:
                 await asyncio.sleep(POLL)
 
-    async def waits(self, row: RunRow) -> list[dict[str, Any]]:
-        return [reason_json(one) for one in (await why.why(row, self._look())).reasons]
-
     async def limits(self) -> list[dict[str, Any]]:
         return [limit_json(one) for one in await why.limits(self._look())]
 
@@ -415,4 +417,4 @@ def not_stopped(run_id: str) -> StoreError:
     )
 
 
-__all__ = ["Database", "Runs", "Source", "find_run", "looking", "not_stopped", "reading"]
+__all__ = ["Database", "Detail", "Runs", "Source", "find_run", "looking", "not_stopped", "reading"]
