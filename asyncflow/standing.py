@@ -50,8 +50,12 @@ def of_call(engine: Engine, run_id: str, seq: int) -> tuple[Call, list[Reason]] 
 
 def look(engine: Engine) -> Look:
     """How somebody who looks at the store of an engine looks at it."""
-    held = Standing(engine).shared()
-    return Look(reader=engine.reader, is_alive=engine.recovery.is_alive, own=engine.id, held=held)
+    return Look(
+        reader=engine.reader,
+        is_alive=engine.recovery.is_alive,
+        own=engine.id,
+        held=lambda: Standing(engine).shared(),
+    )
 
 
 class Standing:

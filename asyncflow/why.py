@@ -422,13 +422,13 @@ class Look:
         reader: of the store.
         is_alive: whether an engine is.
         own: the engine of this process, whose limits are known as they are; None: there is none.
-        held: what of named limits is in use in it, by name.
+        held: finds what of named limits is in use in it, by name, where that is asked for.
     """
 
     reader: Reader
     is_alive: Callable[[int], bool]
     own: int | None = None
-    held: dict[str, Held] = field(default_factory=dict)
+    held: Callable[[], dict[str, Held]] = dict
 
 
 @dataclass(slots=True)
@@ -560,7 +560,7 @@ async def holding(look: Look, names: list[str] | None = None) -> list[Held]:
         if (held := held_loaded(one)) is not None
     }
     if look.own is not None:
-        by |= {(name, look.own): held for name, held in look.held.items()}
+        by |= {(name, look.own): held for name, held in look.held().items()}
     for share in _untold(shares, by, look):
         of_engine = Holder(engine=share.engine, units=share.units)
         by[share.limit, share.engine] = Held(

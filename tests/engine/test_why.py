@@ -32,7 +32,7 @@ from asyncflow import (
 from asyncflow import why as whys
 from asyncflow.cli.commands import cli
 from asyncflow.server.app import serve_app
-from asyncflow.standing import look, of_call, of_run
+from asyncflow.standing import Standing, look, of_call, of_run
 from asyncflow.store.base import NoticeRow
 from asyncflow.why import Reason, sentence
 
@@ -571,3 +571,31 @@ def test_there_is_a_sentence_for_each_kind() -> None:
         if kind == "max_concurrency":
             limit = whys.Held(name="", scope="processes", size=2.0, used=2.0)
         assert whys.head(Reason(kind=kind, task="t", calls=2, limit=limit))
+
+
+async def test_who_holds_limits_is_looked_for_only_where_a_run_waits_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[str] = []
+    find = Standing._find_holders
+
+    def noted(standing: Standing) -> None:
+        looked.append("looked")
+        find(standing)
+
+    monkeypatch.setattr(Standing, "_find_holders", noted)
+    async with Engine(MemoryStore()) as engine:
+        await engine.set_limit("db", 1)
+        first, second = await engine.submit(queries, 1), await engine.submit(queries, 1)
+        await until(lambda: len(engine.executor.running) == 1)
+        row = await engine.stored_run(first.id)
+        assert (await whys.why(row, look(engine))).reasons == []
+        assert looked == []
+        row = await engine.stored_run(second.id)
+        (reason,) = (await whys.why(row, look(engine), of_run(engine, second.id))).reasons
+        assert reason.limit is not None
+        assert [holder.run_id for holder in reason.limit.holders] == [first.id]
+        assert looked
+        GATE.set()
+        await first
+        await second
