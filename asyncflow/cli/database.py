@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncflow.cli.output import answered, duration, local, print_json, say, table
-from asyncflow.engine import default_database
-from asyncflow.errors import InvalidOption, StoreError
+from asyncflow.cli.source import check_exists, path_of
+from asyncflow.errors import InvalidOption
 from asyncflow.retention import prune_run
 from asyncflow.store.sqlite import SCHEMA_VERSION, SqliteStore
 from asyncflow.views import moment
@@ -20,10 +20,9 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 def _with_store(db: str | None, work: Callable[[SqliteStore], int]) -> int:
     def opened() -> int:
-        path = Path(db) if db else default_database()
+        path = path_of(db)
+        check_exists(path)
         store = SqliteStore(path)
-        if not path.exists():
-            raise StoreError(f"there is no database {path}: name it with --db, or run a flow first")
         try:
             store.open("strict")
             return work(store)

@@ -8,9 +8,7 @@ from pathlib import Path
 from asyncflow.capsule import SUFFIX
 from asyncflow.cli.looking import run_json
 from asyncflow.cli.output import answered_async, label, one_line, print_json, say
-from asyncflow.cli.running import must_exist
-from asyncflow.cli.source import find_run
-from asyncflow.engine import default_database
+from asyncflow.cli.source import check_exists, find_run, path_of
 from asyncflow.errors import RunNotResumable
 from asyncflow.exporting import export
 from asyncflow.importing import MOST_BYTES, load
@@ -22,8 +20,8 @@ def export_run(*, run_id: str, out: str | None, db: str | None, as_json: bool) -
     """Write a run to a file."""
 
     async def work() -> int:
-        path = Path(db) if db else default_database()
-        must_exist(path)
+        path = path_of(db)
+        check_exists(path)
         store = SqliteStore(path)
         store.open("strict")
         reader = store.reader()
@@ -66,7 +64,7 @@ def import_run(
     """Read a run from a file."""
 
     async def work() -> int:
-        store = SqliteStore(Path(db) if db else default_database())
+        store = SqliteStore(path_of(db))
         store.open("strict")
         try:
             done = load(

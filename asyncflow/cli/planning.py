@@ -29,11 +29,10 @@ from asyncflow.cli.running import (
     Session,
     guarded,
     import_from_here,
-    must_exist,
     say_started,
     tell_end,
 )
-from asyncflow.cli.source import find_run, looking
+from asyncflow.cli.source import check_exists, find_run, looking
 from asyncflow.configfile import Declared, declare, find_file, load
 from asyncflow.errors import InvalidOption, UnknownDeployment
 from asyncflow.planned import DeploymentInfo, ScheduleInfo, Tick
@@ -351,7 +350,7 @@ def run_deployment(
     session = Session(at.db, "strict", as_json, quiet or as_json)
 
     async def work() -> int:
-        must_exist(session.db)
+        check_exists(session.db)
         import_from_here()
         async with session.opened():
             engine = session.engine
@@ -439,7 +438,7 @@ def backfill_deployment(
 
     async def work() -> int:
         since, until = instant(start, "--start"), instant(end, "--end")
-        must_exist(session.db)
+        check_exists(session.db)
         import_from_here()
         async with session.opened():
             engine = session.engine

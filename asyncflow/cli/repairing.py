@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +10,10 @@ import click
 from asyncflow.cli.output import answered_async, coloured, one_line, print_json, say
 from asyncflow.cli.params import parse_results
 from asyncflow.cli.place import Place
-from asyncflow.cli.running import begin_stored, must_exist
-from asyncflow.cli.source import find_run, looking, reading
+from asyncflow.cli.running import begin_stored
+from asyncflow.cli.source import check_exists, find_run, looking, path_of, reading
 from asyncflow.diff import RunDiff, TaskDiff, compare
-from asyncflow.engine import Engine, default_database
+from asyncflow.engine import Engine
 from asyncflow.errors import InvalidParameters
 from asyncflow.handle import FlowRun
 from asyncflow.states import StateType
@@ -86,7 +85,9 @@ def send_event(
 
     async def work() -> int:
         value = _json(payload, "--payload") if payload is not None else None
-        async with Engine(_existing(db)) as engine:
+        path = path_of(db)
+        check_exists(path)
+        async with Engine(path) as engine:
             target = None if run_id is None else (await find_run(engine.reader, run_id)).id
             await engine.send_event(name, value, target)
         if as_json:
@@ -136,12 +137,6 @@ def _diff_line(task: TaskDiff) -> str:
     if task.after is None:
         return click.style(f"- {name}: {task.before}", fg="red")
     return coloured(StateType.CANCELLED, f"~ {name}: {task.before} -> {task.after}")
-
-
-def _existing(db: str | None) -> Path:
-    path = Path(db) if db else default_database()
-    must_exist(path)
-    return path
 
 
 def _value(data: str | None, params: tuple[str, ...]) -> Any:

@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,6 +30,7 @@ from asyncflow.cli.output import (
 )
 from asyncflow.cli.place import Place
 from asyncflow.cli.progress import Progress
+from asyncflow.cli.source import check_exists, find_run, path_of
 from asyncflow.engine import Engine, default_database
 from asyncflow.errors import InvalidOption, StoreError, UnknownFlow
 from asyncflow.handle import FlowRun
@@ -49,7 +49,7 @@ class Session:
     """One engine with its display and its signal handlers, for one command."""
 
     def __init__(self, db: str | None, durability: str, as_json: bool, quiet: bool) -> None:
-        self.db = Path(db) if db else default_database()
+        self.db = path_of(db)
         self.as_json = as_json
         self.quiet = quiet
         self.engine = Engine(self.db, durability=durability)
@@ -204,14 +204,13 @@ def begin_stored(
         begin: how an engine of this process does it; `ask`: how a server is asked.
     """
     from asyncflow.cli.params import parse
-    from asyncflow.cli.source import find_run
 
     if at.server is not None:
         return _begin_there(run_id, params, at, as_json, quiet, ask)
     session = Session(at.db, "strict", as_json, quiet or as_json)
 
     async def run() -> int:
-        must_exist(session.db)
+        check_exists(session.db)
         import_from_here()
         async with session.opened():
             row = await find_run(session.engine.reader, run_id)
@@ -246,7 +245,7 @@ def recover_runs(*, db: str | None, as_json: bool, quiet: bool) -> int:
     session = Session(db, "strict", as_json, quiet or as_json)
 
     async def run() -> int:
-        must_exist(session.db)
+        check_exists(session.db)
         import_from_here()
         ended: list[tuple[FlowRun[Any], State[Any]]] = []
         async with session.opened():
@@ -263,11 +262,6 @@ def recover_runs(*, db: str | None, as_json: bool, quiet: bool) -> int:
         return max(codes, default=0)
 
     return guarded(run, as_json)
-
-
-def must_exist(db: Path) -> None:
-    if not db.exists():
-        raise StoreError(f"there is no database {db}: name it with --db, or run a flow first")
 
 
 def import_from_here() -> None:

@@ -167,6 +167,17 @@ class Source(Runs, Protocol):
     async def delete_variable(self, name: str) -> bool: ...
 
 
+def path_of(db: str | None) -> Path:
+    """Where the database of a command is; None: the usual one."""
+    return Path(db) if db else default_database()
+
+
+def check_exists(path: Path) -> None:
+    """Raise StoreError where there is no database."""
+    if not path.exists():
+        raise StoreError(f"there is no database {path}: name it with --db, or run a flow first")
+
+
 @contextlib.asynccontextmanager
 async def looking(at: Place, *, must_exist: bool = True) -> AsyncIterator[Source]:
     """The place that a command was given.
@@ -184,12 +195,11 @@ async def looking(at: Place, *, must_exist: bool = True) -> AsyncIterator[Source
         async with Client(at.server) as client:
             yield Server(client)
         return
-    path = Path(at.db) if at.db else default_database()
     async with (
         reading(at.db, must_exist=must_exist) as reader,
         contextlib.AsyncExitStack() as stack,
     ):
-        yield Database(path, reader, stack)
+        yield Database(path_of(at.db), reader, stack)
 
 
 @contextlib.asynccontextmanager
@@ -199,9 +209,9 @@ async def reading(db: str | None, *, must_exist: bool = True) -> AsyncIterator[R
     Raises:
         StoreError: it is not there.
     """
-    path = Path(db) if db else default_database()
-    if must_exist and not path.exists():
-        raise StoreError(f"there is no database {path}: name it with --db, or run a flow first")
+    path = path_of(db)
+    if must_exist:
+        check_exists(path)
     reader = SqliteStore(path).reader()
     try:
         yield reader
@@ -417,4 +427,15 @@ def not_stopped(run_id: str) -> StoreError:
     )
 
 
-__all__ = ["Database", "Detail", "Runs", "Source", "find_run", "looking", "not_stopped", "reading"]
+__all__ = [
+    "Database",
+    "Detail",
+    "Runs",
+    "Source",
+    "check_exists",
+    "find_run",
+    "looking",
+    "not_stopped",
+    "path_of",
+    "reading",
+]

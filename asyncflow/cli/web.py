@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from asyncflow.cli.output import answered_async, say
-from asyncflow.engine import Engine, default_database
+from asyncflow.cli.source import path_of
+from asyncflow.engine import Engine
 from asyncflow.errors import InvalidOption
 from asyncflow.serving import until_told
 
@@ -44,7 +45,7 @@ def start_server(
         async with Engine(db) as engine:
             runner, url = await serve_app(engine, host, port, access, embedded=False)
             try:
-                say(f"dashboard of {db or default_database()}, until Ctrl-C:", error=True)
+                say(f"dashboard of {path_of(db)}, until Ctrl-C:", error=True)
                 say(f"  {click.style(url, bold=True)}")
                 number = await until_told(engine)
             finally:
