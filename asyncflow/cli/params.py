@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,7 @@ def parse(
             )
         values.update(loaded)
     known = flow.parameters.signature.parameters
-    for given in params:
-        name, equals, text = given.partition("=")
-        if not equals or not name:
-            raise InvalidParameters(f"--param {given!r}: write it as NAME=VALUE")
+    for name, text in pairs("--param", params):
         if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
             raise InvalidParameters(
                 f"flow {flow.name!r} has no parameter {name!r}: its parameters are"
@@ -41,13 +38,23 @@ def parse(
     return values
 
 
-def parse_results(given: Sequence[str]) -> dict[str, Any]:
-    """Results by the names of their calls, each given as NAME=JSON or NAME=@FILE."""
-    results: dict[str, Any] = {}
+def pairs(option: str, given: Sequence[str], form: str = "NAME=VALUE") -> Iterator[tuple[str, str]]:
+    """Names and texts of what an option was given, each as NAME=TEXT.
+
+    Raises:
+        InvalidParameters: one is not.
+    """
     for one in given:
         name, equals, text = one.partition("=")
         if not equals or not name:
-            raise InvalidParameters(f"--result {one!r}: write it as NAME=JSON")
+            raise InvalidParameters(f"{option} {one!r}: write it as {form}")
+        yield name, text
+
+
+def parse_results(given: Sequence[str]) -> dict[str, Any]:
+    """Results by the names of their calls, each given as NAME=JSON or NAME=@FILE."""
+    results: dict[str, Any] = {}
+    for name, text in pairs("--result", given, "NAME=JSON"):
         if text.startswith("@"):
             results[name] = _json_file(Path(text[1:]))
             continue
@@ -55,7 +62,7 @@ def parse_results(given: Sequence[str]) -> dict[str, Any]:
             results[name] = json.loads(text)
         except ValueError as error:
             raise InvalidParameters(
-                f"--result {one!r} is no JSON ({error}): text is written in quotes, as"
+                f"--result {f'{name}={text}'!r} is no JSON ({error}): text is written in quotes, as"
                 f" '{name}=\"text\"'"
             ) from None
     return results

@@ -25,11 +25,11 @@ from asyncflow.cli.output import (
     print_json,
     say,
 )
+from asyncflow.cli.params import pairs, plain_value
 from asyncflow.cli.place import Place
 from asyncflow.cli.source import Detail, find_run, not_stopped
 from asyncflow.client import Client, Pages
 from asyncflow.errors import (
-    InvalidParameters,
     ServerError,
     ServerTimeout,
     UnknownAutomation,
@@ -473,23 +473,25 @@ def _tell_end(run: models.RunDetail, as_json: bool) -> int:
     return EXITS.get(state, 1)
 
 
-def parameters_of(params: Sequence[str], schema: dict[str, Any] | None = None) -> dict[str, Any]:
+def parameters_of(params: Sequence[str], schema: dict[str, Any] | None) -> dict[str, Any]:
     """Parameters by name; what only takes text, as a schema says, is taken as it stands.
+
+    Args:
+        schema: of the parameters, in JSON; None: it is not known.
 
     Raises:
         InvalidParameters: one is not NAME=VALUE, or its file cannot be read.
     """
-    from asyncflow.cli.params import plain_value
-
     properties = (schema or {}).get("properties", {})
-    values: dict[str, Any] = {}
-    for given in params:
-        name, equals, text = given.partition("=")
-        if not equals or not name:
-            raise InvalidParameters(f"--param {given!r}: write it as NAME=VALUE")
-        is_text = properties.get(name, {}).get("type") == "string"
-        values[name] = plain_value(text, is_text)
-    return values
+    return {
+        name: plain_value(text, _takes_text(properties.get(name, {}), text))
+        for name, text in pairs("--param", params)
+    }
+
+
+def _takes_text(schema: dict[str, Any], text: str) -> bool:
+    kinds = {one.get("type") for one in schema.get("anyOf", [schema])}
+    return kinds == {"string"} or (kinds == {"string", "null"} and text != "null")
 
 
 __all__ = ["Server", "follow", "parameters_of", "run_id_of"]

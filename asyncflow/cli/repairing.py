@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asyncflow.cli.output import answered_async, coloured, one_line, print_json, say
-from asyncflow.cli.params import parse_results
+from asyncflow.cli.params import pairs, parse_results
 from asyncflow.cli.place import Place
 from asyncflow.cli.running import begin_stored
 from asyncflow.cli.source import check_exists, find_run, looking, path_of, reading
@@ -146,10 +146,7 @@ def _value(data: str | None, params: tuple[str, ...]) -> Any:
     if data is not None:
         return _json(data, "--data")
     fields: dict[str, Any] = {}
-    for text in params:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InvalidParameters(f"--param {text!r}: give NAME=VALUE")
+    for name, value in pairs("--param", params):
         try:
             fields[name] = json.loads(value)
         except ValueError:

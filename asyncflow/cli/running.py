@@ -234,8 +234,11 @@ def _begin_there(
     from asyncflow.cli.remote import follow, parameters_of, run_id_of
 
     async def begin(client: Client) -> models.Run:
-        given = parameters_of(params) if params else None
-        return await ask(client, await run_id_of(client, run_id), given)
+        stored = await run_id_of(client, run_id)
+        given = None
+        if params:
+            given = parameters_of(params, (await client.forms(stored)).parameters)
+        return await ask(client, stored, given)
 
     return follow(at, begin, as_json, quiet)
 

@@ -73,6 +73,10 @@ async def mends() -> str:
     return "mended"
 
 @flow
+async def takes(text: str = "x", maybe: str | None = None) -> list:
+    return [text, maybe]
+
+@flow
 async def waits() -> None:
     await sleep(3600)
 
@@ -105,11 +109,13 @@ async def fill(path: Path) -> None:
             tags=["t"], parameters={"name": "deployed"},
         )  # fmt: skip
         await engine.deploy(of("mends"), "plain", overlap="allow")
+        await engine.deploy(of("takes"), "takes", overlap="allow")
         for flow, options in (
             ("good", {"tags": ["a", "b"]}),
             ("bad", {"run_name": "a name of its own"}),
             ("above", {}),
             ("mends", {}),
+            ("takes", {}),
         ):
             await (await engine.submit(of(flow), **options)).wait()
         await (await engine.run_deployment("by year")).wait()
@@ -296,6 +302,10 @@ def test_an_engine_with_the_code_does_what_the_server_is_asked_for(folder: Path,
         assert (secret.exit_code, len(secret.stderr.splitlines())) == (2, 1)
         assert "'password' is or holds a secret" in secret.stderr
         assert there(url, "resume", failed, "-p", "n=1").exit_code == 2
+        for verb in ("rerun", "fork"):
+            again = there(url, verb, newest("takes"), "-p", "text=7", "-p", "maybe=8", "--json")
+            assert again.exit_code == 0, again.output
+            assert json.loads(again.stdout)["result"] == ["7", "8"]
         asked = json.loads(there(url, "deployments", "ls", "--json").stdout)
         assert "asks" in {one["name"] for one in asked}
     finally:
