@@ -28,6 +28,7 @@ from asyncflow.views import (
     LogLine,
     TaskRun,
     as_it_is,
+    events_of,
     including_dead,
 )
 
@@ -269,9 +270,8 @@ class Answers:
             limit=_limit(limit),
         )
         page = await self.reader.events(query)
-        infos = await self.reader.run_infos(sorted({row.run for row in page.rows} - {0}))
         return Listing(
-            [Event.of_row(infos[r.run].id if r.run in infos else "", r) for r in page.rows],
+            await events_of(self.reader, page.rows),
             str(page.next_cursor) if page.next_cursor is not None else None,
         )
 

@@ -769,9 +769,7 @@ class Client:
         except ValidationError as error:
             if path == "/health":
                 raise self._misfit("another kind of server") from None
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(str(part) for part in first["loc"])[:100]
-            misfit = self._misfit(f"an answer that is not understood ({where}: {first['msg']})")
+            misfit = self._misfit(f"an answer that is not understood ({models.misfit(error)})")
             await self._check_version(misfit)
             raise misfit from None
 
@@ -866,9 +864,7 @@ def _made(model: type[M], /, **given: Any) -> M:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:100]
-        raise InvalidParameters(f"{where}: {first['msg']}") from None
+        raise InvalidParameters(models.misfit(error)) from None
 
 
 def _asked(model: type[BaseModel], /, **given: Any) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -14,7 +14,7 @@ from asyncflow.run import Call
 from asyncflow.states import State, StateType, default_name
 
 if TYPE_CHECKING:
-    from asyncflow.store.base import ArtifactRow, EventRow, LogRow, RunRow, TaskRow
+    from asyncflow.store.base import ArtifactRow, EventRow, LogRow, Reader, RunRow, TaskRow
 
 T = TypeVar("T")
 
@@ -249,6 +249,12 @@ def stored_state(
         value,
         rebuilt,
     )
+
+
+async def events_of(reader: Reader, rows: Sequence[EventRow]) -> list[Event]:
+    """Stored events, with the ids of the runs that they are about."""
+    infos = await reader.run_infos(sorted({row.run for row in rows} - {0}))
+    return [Event.of_row(infos[row.run].id if row.run in infos else "", row) for row in rows]
 
 
 def as_it_is(row: RunRow) -> RunRow:

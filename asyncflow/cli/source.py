@@ -343,11 +343,8 @@ class Database:
             run=row.pk if row is not None else None, kinds=kinds, since=since, newest=True,
             limit=limit,
         )  # fmt: skip
-        return await self._events((await self._reader.events(query)).rows[::-1])
-
-    async def _events(self, rows: Any) -> list[Event]:
-        runs = await self._reader.run_infos(sorted({row.run for row in rows} - {0}))
-        return [Event.of_row(runs[row.run].id if row.run in runs else "", row) for row in rows]
+        page = await self._reader.events(query)
+        return await views.events_of(self._reader, page.rows[::-1])
 
     async def newest_event(self) -> int:
         page = await self._reader.events(EventQuery(newest=True, limit=1))
@@ -361,7 +358,7 @@ class Database:
             page = await self._reader.events(
                 EventQuery(run=pk, kinds=kinds, after=after, limit=500)
             )
-            for event in await self._events(page.rows):
+            for event in await views.events_of(self._reader, page.rows):
                 after = max(after, event.id)
                 yield event
             if page.next_cursor is None:

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -57,7 +56,7 @@ from asyncflow.server.asking import (
 from asyncflow.server.markdown import safe_html
 from asyncflow.server.security import MOST_BODY, Problem
 from asyncflow.standing import look
-from asyncflow.states import StateType, default_name
+from asyncflow.states import StateType, default_name, types_and_names
 from asyncflow.store import planning
 from asyncflow.store.base import (
     ArtifactQuery,
@@ -73,7 +72,7 @@ from asyncflow.store.base import (
     TaskRow,
 )
 from asyncflow.variables import stored
-from asyncflow.views import Event, as_it_is, including_dead, moment
+from asyncflow.views import as_it_is, events_of, including_dead, moment
 from asyncflow.why import Reason, held_json, limit_json, limits, reason_json, why, with_others
 
 if TYPE_CHECKING:
@@ -254,16 +253,10 @@ def _checked(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:100]
-        raise Problem(422, f"{where or 'it'}: {first['msg']}") from None
+        raise Problem(422, models.misfit(error)) from None
 
 
 # --- what is shown --------------------------------------------------------------------------------
-
-
-def _when(seconds: float | None) -> datetime | None:
-    return moment(seconds)
 
 
 def _duration(start: float | None, end: float | None, final: bool, now: float) -> float | None:
@@ -288,9 +281,9 @@ def run_json(row: RunRow, ids: dict[int, str], now: float, full: bool = False) -
         "state": row.state,
         "state_name": row.state_name,
         "message": row.message,
-        "created_at": _when(row.created_at),
-        "started_at": _when(row.started_at),
-        "ended_at": _when(row.ended_at),
+        "created_at": moment(row.created_at),
+        "started_at": moment(row.started_at),
+        "ended_at": moment(row.ended_at),
         "duration": _duration(row.started_at, row.ended_at, final, now),
         "tags": list(row.tags),
         "parent_id": parent,
@@ -299,7 +292,7 @@ def run_json(row: RunRow, ids: dict[int, str], now: float, full: bool = False) -
         "attempt": row.attempt,
         "recoveries": row.recoveries,
         "deployment": row.deployment,
-        "scheduled_at": _when(row.scheduled_at),
+        "scheduled_at": moment(row.scheduled_at),
         "cause": row.cause,
         "origin": row.origin,
         "version": row.version,
@@ -355,8 +348,8 @@ def task_json(run_id: str, row: TaskRow, now: float) -> dict[str, Any]:
         "state": row.state,
         "state_name": row.state_name or default_name(state),
         "message": row.message,
-        "started_at": _when(row.started_at),
-        "ended_at": _when(row.ended_at),
+        "started_at": moment(row.started_at),
+        "ended_at": moment(row.ended_at),
         "duration": _duration(row.started_at, row.ended_at, state.is_final, now),
         "attempts": row.attempt,
         "failures": row.failures,
@@ -370,8 +363,6 @@ def task_json(run_id: str, row: TaskRow, now: float) -> dict[str, Any]:
 
 def _states(names: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Types and names of states, as they were asked for."""
-    from asyncflow.states import types_and_names
-
     if not names:
         return (), ()
     for name, types in _TOGETHER.items():
@@ -1077,25 +1068,21 @@ async def list_deliveries(api: Api, q: models.DeliveryQuery) -> dict[str, Any]:
 
 async def events_json(api: Api, rows: list[Any]) -> list[dict[str, Any]]:
     """Events as JSON."""
-    found = await api.reader.run_infos(sorted({row.run for row in rows} - {0}))
-    items = []
-    for row in rows:
-        event = Event.of_row(found[row.run].id if row.run in found else "", row)
-        items.append(
-            {
-                "id": event.id,
-                "kind": event.kind,
-                "time": event.time,
-                "run_id": event.run_id,
-                "task_run_id": event.task_run_id,
-                "state": event.state.value if event.state is not None else None,
-                "name": event.name,
-                "message": event.message,
-                "epoch": event.epoch,
-                "payload": event.payload,
-            }
-        )
-    return items
+    return [
+        {
+            "id": event.id,
+            "kind": event.kind,
+            "time": event.time,
+            "run_id": event.run_id,
+            "task_run_id": event.task_run_id,
+            "state": event.state.value if event.state is not None else None,
+            "name": event.name,
+            "message": event.message,
+            "epoch": event.epoch,
+            "payload": event.payload,
+        }
+        for event in await events_of(api.reader, rows)
+    ]
 
 
 @route("GET", "/events", models.Page[models.Event], query=models.EventQuery)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 T = TypeVar("T")
 
 Limit = Annotated[int, Field(ge=1, le=500)]
 Cursor = Annotated[str, Field(max_length=60, pattern=r"^[0-9.:eE+-]*$")]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def misfit(error: ValidationError) -> str:
+    """Where something does not fit a model first, and why; nothing of what was given."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:100]
+    return f"{where or 'it'}: {first['msg']}"
 
 
 class Given(BaseModel):
@@ -198,8 +205,9 @@ class TaskSummary(BaseModel):
 class Progress(BaseModel):
     """How far a flow or a task says that it is."""
 
-    #: What it was called; else the name of the task run, or null: the flow itself.
+    #: What it was called, if it was.
     name: str | None
+    #: The task run that says so; null: the flow itself.
     seq: int | None
     done: float
     total: float | None
