@@ -486,12 +486,13 @@ async def test_a_server_of_its_own_and_the_command_line_tell_the_same(path: Path
         runner, url = await serve_app(looks, "127.0.0.1", 0, None, embedded=False)
 
         async def shown() -> Any:
+            # What was told first may be from before one of the four had its slot.
             found = await asked(url, f"runs/{run.id}")
             whole = found["tasks"] and found["tasks"][0]["total"] == 4
-            return found if whole and found["waits"][0]["limit"]["holders"] else None
+            return found if whole and [one["calls"] for one in found["waits"]] == [3] else None
 
         (wait,) = (await until(shown))["waits"]
-        assert (wait["kind"], wait["calls"], wait["task"]) == ("limit", 3, "query")
+        assert (wait["kind"], wait["task"]) == ("limit", "query")
         assert wait["limit"]["holders"][0]["run_id"] == run.id
         assert wait["told_at"] is not None
         (item,) = (await asked(url, "limits"))["items"]
