@@ -947,10 +947,7 @@ class Engine(Answers, Moving, Plans, Variables):
             return made, self.stored_limits() if row.parent is None else None
 
         try:
-            if self.writer.prefers_here():
-                made, found = self.writer.here(create)
-            else:
-                made, found = await self.writer.do(create)
+            made, found = await self.writer.shortly(create)
         except StoreError as error:
             if row.parent is not None:
                 # Of a child run it is no failure of the flow that calls it: the storage failed.
@@ -1342,12 +1339,8 @@ class Engine(Answers, Moving, Plans, Variables):
 
     async def refresh_limits(self) -> None:
         """Take over what others have set: outside of runs, nobody looks for it at intervals."""
-        if not self.has_company:
-            return
-        if self.writer.prefers_here():
-            self.apply_limits(self.writer.here(self.store.limits))
-        else:
-            self.apply_limits(await self.writer.do(self.store.limits))
+        if self.has_company:
+            self.apply_limits(await self.writer.shortly(self.store.limits))
 
     def apply_limits(self, rows: list[LimitRow] | None) -> None:
         """Take over what was set in the store, by whichever engine."""

@@ -326,7 +326,7 @@ class Recovery:
             return engine.stored_limits()
 
         try:
-            engine.apply_limits(await engine.writer.do(take))
+            engine.apply_limits(await engine.writer.shortly(take))
         except BaseException:
             if claimed:
                 self._disclaim(claimed[0])  # nobody waits for it any more

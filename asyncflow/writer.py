@@ -72,6 +72,10 @@ class Writer:
             return False
         return self._here and not self._queued
 
+    async def shortly(self, function: Callable[[], T]) -> T:
+        """Run a short function: in place where the disk has been quick, else as `do`."""
+        return self.here(function) if self.prefers_here() else await self.do(function)
+
     def submit(
         self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
     ) -> None:
