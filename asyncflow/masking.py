@@ -52,8 +52,8 @@ class Masker:
 
     def __init__(self) -> None:
         self._texts: tuple[str, ...] = ()
-        self._raw: tuple[bytes, ...] = ()
         self._data: tuple[bytes, ...] = ()
+        self._forms: tuple[bytes, ...] = ()
 
     def add(self, secret: str) -> None:
         """Mask this value from now on."""
@@ -63,12 +63,13 @@ class Masker:
         self._texts = tuple(
             sorted({*self._texts, secret, *_encoded(secret)}, key=len, reverse=True)
         )
-        self._raw = tuple(t.encode("utf-8", "surrogatepass") for t in self._texts)
         forms = {json.dumps(t)[1:-1] for t in self._texts}
         forms |= {json.dumps(t, ensure_ascii=False)[1:-1] for t in self._texts}
         self._data = tuple(
             sorted((f.encode("utf-8", "surrogatepass") for f in forms), key=len, reverse=True)
         )
+        raw = (text.encode("utf-8", "surrogatepass") for text in self._texts)
+        self._forms = tuple(dict.fromkeys((*raw, *self._data)))
 
     @property
     def active(self) -> bool:
@@ -83,7 +84,10 @@ class Masker:
 
     def holds(self, data: bytes) -> bool:
         """Whether a secret stands in these bytes, as it is or as in JSON."""
-        return any(form in data for form in (*self._raw, *self._data))
+        for form in self._forms:  # noqa: SIM110 - half the time, and every call comes through here
+            if form in data:
+                return True
+        return False
 
     def text(self, text: str) -> str:
         for secret in self._texts:

@@ -204,8 +204,7 @@ class Recovery:
                 open_ += [(child.pk, child.epoch) for child in engine.store.children(pk)]
                 paused = [
                     row._replace(state=S.PENDING.value, message="", failures=0, error=None)
-                    for row in engine.store.calls(pk)
-                    if row.state == S.PAUSED
+                    for row in engine.store.calls(pk, S.PAUSED.value)
                 ]
                 if paused:
                     engine.store.write(Writes(tasks=paused, fences={pk: epoch}))

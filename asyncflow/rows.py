@@ -20,6 +20,7 @@ _COMPLETED = StateType.COMPLETED
 _NO_TAGS: tuple[str, ...] = ()
 _PICKLE = pickle.PROTO  # what every pickle that we have written begins with
 _NULL = codec.seal(b"null")
+_EMPTY = (ResultKind.NONE, ResultKind.NOT_STORED)
 _INLINE = (ResultKind.JSON, ResultKind.PICKLE)
 
 
@@ -166,11 +167,14 @@ def value_of(kind: int, data: bytes | None, load_file: Callable[[str], bytes], w
     Raises:
         ResultUnreadable: it is damaged, or needs a type that cannot be found.
     """
-    if kind in (ResultKind.NOT_STORED, ResultKind.NONE) or data is None:
+    if data is None or kind in _EMPTY:
         return MISSING
     if data == _NULL:
         return None
     try:
+        if kind == ResultKind.JSON:
+            # Nearly all are so, and a replay reads all that there are.
+            return codec.decode(codec.unseal(data))
         if kind in (ResultKind.JSON_FILE, ResultKind.PICKLE_FILE):
             data = load_file(data.decode("ascii"))
         data = codec.unseal(data)

@@ -404,8 +404,8 @@ class Store(Protocol):
         """The run that has this idempotency key."""
         ...
 
-    def calls(self, run: int) -> list[TaskRow]:
-        """All task runs of a run, by seq."""
+    def calls(self, run: int, state: str | None = None) -> list[TaskRow]:
+        """The task runs of a run, by seq; those in one state, if it is given."""
         ...
 
     def children(self, run: int) -> list[RunRow]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from asyncflow.errors import ResultUnreadable, RunExists, RunTaken
@@ -545,8 +546,10 @@ class MemoryStore:
         return next((r for r in self._runs.values() if r.idempotency_key == idempotency_key), None)
 
     @_whole
-    def calls(self, run: int) -> list[TaskRow]:
-        return sorted(self._tasks.get(run, {}).values(), key=lambda row: row.seq)
+    def calls(self, run: int, state: str | None = None) -> list[TaskRow]:
+        rows = self._tasks.get(run, {}).values()
+        found = [row for row in rows if state is None or row.state == state]
+        return sorted(found, key=attrgetter("seq"))
 
     @_whole
     def children(self, run: int) -> list[RunRow]:

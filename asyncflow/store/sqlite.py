@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from random import random
 from typing import Any, NoReturn, TypeVar
@@ -103,10 +104,8 @@ _TASK_PLAIN = (
     "id, identity, task, parent, state, attempt, created_at, started_at, ended_at, result_kind,"
     " result"
 )
-_TASK_ALL = (
-    _TASK_PLAIN + ", name, state_name, message, failures, interruptions, retry_at, upstream, tags,"
-    " error"
-)
+_TASK_REST = "name, state_name, message, failures, interruptions, retry_at, upstream, tags, error"
+_TASK_ALL = f"{_TASK_PLAIN}, {_TASK_REST}"
 _EVENT_COLUMNS = ", ".join(EventRow._fields)
 _INFO_COLUMNS = ", ".join(RunInfo._fields)
 _INSERT_STATE = (
@@ -617,14 +616,15 @@ class SqliteStore:
         )
         return _run(row) if row is not None else None
 
-    def calls(self, run: int) -> list[TaskRow]:
-        found = self._read(
-            lambda db: db.execute(
-                f"SELECT {_TASK_ALL} FROM task_runs WHERE id BETWEEN ? AND ? ORDER BY id",
-                (run << 32, run << 32 | 0xFFFFFFFF),
-            ).fetchall()
-        )
-        return [_task(row) for row in found]
+    def calls(self, run: int, state: str | None = None) -> list[TaskRow]:
+        def read(db: sqlite3.Connection) -> list[TaskRow]:
+            db.execute("BEGIN")  # two queries that see the same
+            try:
+                return _calls(db, run, state)
+            finally:
+                self._roll_back()
+
+        return self._read(read)
 
     def children(self, run: int) -> list[RunRow]:
         found = self._read(
@@ -1653,6 +1653,29 @@ def _run(row: Sequence[Any]) -> RunRow:
     return RunRow._make(
         (*row[:_TAGS], tags, *row[_TAGS + 1 : _ENDED_BY], ended_by, *row[_ENDED_BY + 1 :])
     )
+
+
+def _calls(db: sqlite3.Connection, run: int, state: str | None) -> list[TaskRow]:
+    """The task runs of a run. Most are plain, and reading only what those have is quicker."""
+    where = "id BETWEEN :low AND :high" + (" AND state = :state" if state else "")
+    sql = f"FROM task_runs WHERE {where} AND coalesce({_TASK_REST}) IS"
+    given = {"low": run << 32, "high": run << 32 | 0xFFFFFFFF, "state": state}
+    plain = db.execute(f"SELECT {_TASK_PLAIN} {sql} NULL ORDER BY id", given)
+    found = [_plain_task(row) for row in plain]
+    more = [_task(row) for row in db.execute(f"SELECT {_TASK_ALL} {sql} NOT NULL", given)]
+    return sorted(found + more, key=attrgetter("seq")) if more else found
+
+
+def _plain_task(row: Sequence[Any]) -> TaskRow:
+    """`_task` of a row that has nothing but `_TASK_PLAIN`.
+
+    By `_make`: half the time that the constructor takes, and a resumed run has all of its rows.
+    """
+    id_, identity, task, parent, state, attempt, created, started, ended, kind, result = row
+    return TaskRow._make((
+        id_ >> 32, id_ & 0xFFFFFFFF, identity, task, None, parent, state, None, "", attempt, 0, 0,
+        created, started, ended, None, (), (), kind, result, None,
+    ))  # fmt: skip
 
 
 def _task(row: Sequence[Any]) -> TaskRow:

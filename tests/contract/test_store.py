@@ -314,6 +314,16 @@ def test_any_number_of_task_rows_fits_one_transaction(store: ReadableStore, numb
     assert store.calls(run.pk) == rows
 
 
+def test_task_rows_in_one_state_are_read_by_their_numbers(store: ReadableStore) -> None:
+    run = create(store, "run")
+    odd = {"state": "PAUSED", "message": "odd"}
+    more: list[dict[str, Any]] = [{"state": "PAUSED"}, odd, {"state": "COMPLETED"}]
+    rows = [task_row(run.pk, n, **more[n % 3]) for n in range(1, 20)]
+    store.write(Writes(tasks=rows[::-1]))
+    assert store.calls(run.pk, "PAUSED") == [row for row in rows if row.state == "PAUSED"]
+    assert store.calls(run.pk, "FAILED") == []
+
+
 def test_a_later_task_row_replaces_every_column_of_the_earlier_one(store: ReadableStore) -> None:
     run = create(store, "run")
     full = task_row(
