@@ -317,11 +317,7 @@ class Recovery:
         claimed: list[RunRow] = []
 
         def take() -> list[LimitRow] | None:
-            claimed[:] = engine.store.claim(row.pk, engine.id, row.epoch) or []
-            if claimed and recovers:
-                root = claimed[0]._replace(recoveries=claimed[0].recoveries + 1)
-                engine.store.write(Writes(runs=[root], fences={root.pk: root.epoch}))
-                claimed[0] = root
+            claimed[:] = engine.store.claim(row.pk, engine.id, row.epoch, recovers=recovers) or []
             return engine.stored_limits()
 
         try:

@@ -312,8 +312,12 @@ class _SimStore(MemoryStore):
     def create_run(self, row: RunRow, states: Any) -> tuple[RunRow, bool]:
         return self._around("create", lambda: super(_SimStore, self).create_run(row, states))
 
-    def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
-        return self._around("claim", lambda: super(_SimStore, self).claim(run, engine, epoch))
+    def claim(
+        self, run: int, engine: int, epoch: int, *, recovers: bool = False
+    ) -> list[RunRow] | None:
+        return self._around(
+            "claim", lambda: super(_SimStore, self).claim(run, engine, epoch, recovers=recovers)
+        )
 
     def plan(self, work: Any) -> Any:
         return self._around("plan", lambda: super(_SimStore, self).plan(work))

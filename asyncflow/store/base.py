@@ -387,12 +387,14 @@ class Store(Protocol):
 
     def close_engine(self, engine: int, time: float) -> None: ...
 
-    def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
+    def claim(
+        self, run: int, engine: int, epoch: int, *, recovers: bool = False
+    ) -> list[RunRow] | None:
         """Take a root run, and the unfinished runs below it, for *engine*, in one atomic step.
 
         *epoch* is the one that the caller last saw; when the stored one is another, None is
-        returned and nothing changes. Each claimed row gets the next epoch. Returns the claimed
-        rows as they are now, the root first.
+        returned and nothing changes. Each claimed row gets the next epoch; with *recovers*, the
+        root one recovery more. Returns the claimed rows as they are now, the root first.
         """
         ...
 

@@ -231,7 +231,9 @@ class MemoryStore:
         self._notices.pop(engine, None)
 
     @_whole
-    def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
+    def claim(
+        self, run: int, engine: int, epoch: int, *, recovers: bool = False
+    ) -> list[RunRow] | None:
         root = self._runs.get(run)
         if root is None or root.epoch != epoch:
             return None
@@ -242,7 +244,8 @@ class MemoryStore:
         ]
         claimed = []
         for row in (root, *below):
-            row = row._replace(engine=engine, epoch=row.epoch + 1)
+            more = recovers and row.pk == run
+            row = row._replace(engine=engine, epoch=row.epoch + 1, recoveries=row.recoveries + more)
             self._runs[row.pk] = row
             claimed.append(row)
         self._requests = {k: v for k, v in self._requests.items() if k[0] != run}

@@ -577,11 +577,14 @@ class SqliteStore:
             db.execute("UPDATE engines SET closed_at = ? WHERE id = ?", (time, engine))
             db.execute("DELETE FROM notices WHERE engine = ?", (engine,))
 
-    def claim(self, run: int, engine: int, epoch: int) -> list[RunRow] | None:
+    def claim(
+        self, run: int, engine: int, epoch: int, *, recovers: bool = False
+    ) -> list[RunRow] | None:
         with self._transaction() as db:
             taken = db.execute(
-                "UPDATE flow_runs SET engine = ?, epoch = epoch + 1 WHERE pk = ? AND epoch = ?",
-                (engine, run, epoch),
+                "UPDATE flow_runs SET engine = ?, epoch = epoch + 1, recoveries = recoveries + ?"
+                " WHERE pk = ? AND epoch = ?",
+                (engine, recovers, run, epoch),
             )
             if not taken.rowcount:
                 return None

@@ -669,6 +669,19 @@ def test_of_two_claims_with_the_same_epoch_only_the_first_succeeds(store: Readab
     assert (found.engine, found.epoch) == (1, 2)
 
 
+def test_a_claim_that_recovers_a_run_counts_that_for_its_root_only(store: ReadableStore) -> None:
+    root = create(store, "root")
+    below(store, root, "child")
+    for number in (1, 2):
+        claimed = store.claim(root.pk, 2, number, recovers=True)
+        assert claimed is not None
+        assert [row.recoveries for row in claimed] == [number, 0]
+        assert store.run("root") == claimed[0]
+    claimed = store.claim(root.pk, 2, 3)
+    assert claimed is not None
+    assert claimed[0].recoveries == 2
+
+
 def test_after_a_claim_the_earlier_owner_can_no_longer_write_to_the_tree(
     store: ReadableStore,
 ) -> None:
