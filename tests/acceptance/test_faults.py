@@ -313,10 +313,10 @@ def test_each_run_is_taken_by_one_of_those_who_recover_at_the_same_moment(scene:
     ("point", "counted"),
     [
         ("claiming", 1),
-        ("claimed", 1),
+        ("claimed", 2),
         ("reading", 2),
         ("read", 2),
-        ("writing", 1),
+        ("writing", 2),
         ("written", 2),
         ("replaying", 2),
     ],
