@@ -53,7 +53,7 @@ export function automations(context) {
         h("td", null, onOff(one)),
         h("td.right", null, mayAct() ? toggle(one, loader.now) : null)));
     box.hidden = !list.length;
-    fill(none, list.length ? null : empty("There are no automations: engine.automate(...), or asyncflow automations create."));
+    fill(none, list.length ? null : empty("There are no automations: engine.automate(...), [[automations]] in asyncflow.toml, or POST /api/automations."));
   }, 3);
   const sent = deliveries(context, null);
   loader.now();
