@@ -5,9 +5,9 @@
 
 It deploys the flow below for half past six each morning, declares what is to happen while a report
 waits and when one is out, and has a first run made at once, of a few pages. That run asks
-before it publishes, and so ends up on the dashboard's page of what needs attention: answer there,
-or by `asyncflow runs answer RUN -p publish=true`. Whoever answers, a second `python
-examples/daily.py` goes on with the run. Every page of the dashboard then has something on it.
+before it publishes, and so ends up on the dashboard's page of what needs attention. Answer it by
+`asyncflow runs answer RUN -p publish=true`, and start this again: it goes on with the run. While
+`asyncflow serve examples/daily.py:daily` runs beside the server, the dashboard's button does both.
 """
 
 from __future__ import annotations
