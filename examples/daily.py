@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -24,6 +25,7 @@ from asyncflow import (
     Cron,
     Engine,
     EventTrigger,
+    FlowRun,
     SetLimit,
     create_markdown_artifact,
     flow,
@@ -71,6 +73,16 @@ async def daily(pages: int = 370, out: str = "out") -> str:
     return await publish.submit(out, answer.remark)
 
 
+async def settled(engine: Engine, run: FlowRun[str]) -> None:
+    """Until it ends, or waits for an answer, which may take days; and automations have acted."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(120):
+            while not run.state.is_final() and run.state.name != "Paused":  # noqa: ASYNC110 - either may come
+                await asyncio.sleep(0.1)
+            while not await engine.deliveries(run_id=run.id, states="delivered"):  # noqa: ASYNC110 - in the store
+                await asyncio.sleep(0.1)
+
+
 async def main(pages: int, out: str) -> None:
     async with Engine() as engine:
         await engine.set_variable("flights.contact", "ops@example.org")
@@ -90,9 +102,7 @@ async def main(pages: int, out: str) -> None:
         if not (runs := await engine.recover()):
             runs = [await engine.run_deployment(NAME)]
         for run in runs:
-            # Either it ends, or it waits for an answer, which may take days.
-            while run.state.name != "Paused" and not run.state.is_final():  # noqa: ASYNC110 - looked at, not awaited: either may come
-                await asyncio.sleep(0.1)
+            await settled(engine, run)
             print(f"{run.name} is {run.state.name}: asyncflow runs show {run.id}")
 
 
