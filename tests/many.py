@@ -21,11 +21,14 @@ from math import sin
 from pathlib import Path
 
 from asyncflow import DeploymentSchedule, Engine, Interval, flow
+from tests.patience import until
 
 #: Seconds between two ticks, by the clock of the processes.
 EVERY = 10.0
 #: How much faster than time that clock runs.
 FAST = 1000.0
+#: Seconds that all of it may take.
+LONGEST = 900.0
 BEGAN = 1_800_000_000.0
 
 
@@ -71,8 +74,12 @@ async def serve(path: str, ticks: int, began: float, number: int) -> None:
     clock = Fast(began, number)
     async with Engine(path, clock=clock, retention_days=None) as engine:
         await declare(engine, ticks)
-        while sum((await engine.deployment("many")).ticks.values()) < ticks or engine.live:
-            await asyncio.sleep(0.05)
+
+        async def all_ran() -> bool:
+            decided = (await engine.deployment("many")).ticks
+            return sum(decided.values()) >= ticks and not engine.live
+
+        await until(all_ran, within=LONGEST, pause=0.05)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,7 +110,7 @@ def _many(path: Path, ticks: int, processes: int) -> int:
         )
         for n in range(processes)
     ]  # fmt: skip
-    codes = [child.wait(900) for child in children]
+    codes = [child.wait(LONGEST) for child in children]
     with sqlite3.connect(path) as db:
         rows = db.execute("SELECT tick, state, run FROM ticks").fetchall()
         runs = db.execute("SELECT id, state FROM flow_runs").fetchall()

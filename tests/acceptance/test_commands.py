@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import eventually
 
 FLOWS = """
 import os
@@ -77,7 +77,7 @@ class World:
         """Serve the flow, and go on when it takes commands."""
         before = self.count("takers")
         serving = self.start("serve", "flows.py:often", "--name", "dep", **env)
-        self.until(lambda: self.count("takers") > before)
+        eventually(lambda: self.count("takers") > before)
         return serving
 
     def serve_dashboard(self) -> subprocess.Popen[str]:
@@ -111,12 +111,12 @@ class World:
 
     def end(self, command: Any) -> Any:
         """What becomes of a command."""
-        self.until(lambda: self.ask("GET", f"/commands/{command['id']}")[1]["ended_at"] is not None)
+        eventually(lambda: self.ask("GET", f"/commands/{command['id']}")[1]["ended_at"] is not None)
         return self.ask("GET", f"/commands/{command['id']}")[1]
 
     def completed(self, run: str) -> Any:
         """A run, once it has completed: one that was resumed may still be shown as it was."""
-        self.until(lambda: self.ask("GET", f"/runs/{run}")[1]["state"] == "COMPLETED")
+        eventually(lambda: self.ask("GET", f"/runs/{run}")[1]["state"] == "COMPLETED")
         return self.ask("GET", f"/runs/{run}")[1]
 
     def count(self, table: str) -> int:
@@ -125,13 +125,6 @@ class World:
                 return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
         except sqlite3.Error:
             return 0  # it is not there yet
-
-    def until(self, condition: Any) -> None:
-        for _ in range(1200):
-            if condition():
-                return
-            time.sleep(0.05)
-        raise AssertionError("never")
 
     def failed_run(self) -> str:
         (self.folder / "broken").touch()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from patience import until
 
 from asyncflow import Engine
 from asyncflow.automations import Automation, EventTrigger
@@ -125,9 +126,7 @@ async def fill(path: Path) -> None:
         await engine.set_variable("region", {"a": [1, 2.5, None, "\u00e9"]})
         await engine.set_variable("text", "7 \u202e")
         await engine.emit("orders.imported", {"count": 3})
-        async with asyncio.timeout(30):
-            while not await engine.deliveries(states="delivered"):
-                await asyncio.sleep(0.02)
+        await until(lambda: engine.deliveries(states="delivered"))
 
 
 class Process:

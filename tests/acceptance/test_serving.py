@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from click.testing import CliRunner
+from patience import eventually
 
 from asyncflow.cli.commands import cli
 
@@ -96,17 +96,17 @@ def run(*args: str) -> str:
     return result.output
 
 
-def until(folder: Path, sql: str, count: int) -> None:
+def counted(folder: Path, sql: str, count: int) -> None:
     """Wait until a query of the database counts so much."""
-    for _ in range(1200):
+
+    def enough() -> bool:
         try:
             with sqlite3.connect(f"file:{folder / 'state.db'}?mode=ro", uri=True) as db:
-                if db.execute(sql).fetchone()[0] >= count:
-                    return
+                return int(db.execute(sql).fetchone()[0]) >= count
         except sqlite3.Error:
-            pass  # it is not there yet
-        time.sleep(0.05)
-    raise AssertionError(f"never: {sql} >= {count}")
+            return False  # it is not there yet
+
+    eventually(enough)
 
 
 RUNS = "SELECT count(*) FROM flow_runs WHERE state = 'COMPLETED'"
@@ -114,7 +114,7 @@ RUNS = "SELECT count(*) FROM flow_runs WHERE state = 'COMPLETED'"
 
 def test_a_flow_is_served_until_it_is_told_to_stop(folder: Path) -> None:
     serving = start("serve", "flows.py:often", "--interval", "0.2", "--name", "o", "-p", "n=3")
-    until(folder, RUNS, 3)
+    counted(folder, RUNS, 3)
     _, err = stop(serving)
     assert serving.returncode == 143, err
     assert "serving o: every 0.2 seconds" in err
@@ -151,12 +151,12 @@ def test_what_a_file_declares_is_served_and_told(folder: Path) -> None:
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
         serving = await asyncio.to_thread(start, "serve", "-q", HOOK=url)
         try:
-            await asyncio.to_thread(until, folder, RUNS, 2)
+            await asyncio.to_thread(counted, folder, RUNS, 2)
             failed = await asyncio.to_thread(start, "deployments", "run", "broken", "-q")
             _, err = await asyncio.to_thread(failed.communicate, timeout=60)
             assert failed.returncode == 1, err
             sql = "SELECT count(*) FROM deliveries WHERE state = 'delivered'"
-            await asyncio.to_thread(until, folder, sql, 1)
+            await asyncio.to_thread(counted, folder, sql, 1)
         finally:
             _, err = await asyncio.to_thread(stop, serving)
             await runner.cleanup()
@@ -177,7 +177,7 @@ def test_what_a_file_declares_is_served_and_told(folder: Path) -> None:
 
 def test_events_are_watched_as_they_come(folder: Path) -> None:
     serving = start("serve", "flows.py:often", "--interval", "0.3", "-q")
-    until(folder, RUNS, 1)
+    counted(folder, RUNS, 1)
     watching = start("events", "watch", "--json", "--kind", "flow-run.Completed")
     assert watching.stdout is not None
     try:
@@ -196,13 +196,13 @@ def test_a_message_that_kill_9_cut_off_arrives_after_the_next_start(folder: Path
 
     async def story() -> list[str]:
         got: list[str] = []
-        hit = asyncio.Event()
+        hit, over = asyncio.Event(), asyncio.Event()
 
         async def handle(request: web.Request) -> web.Response:
             got.append(request.headers["Asyncflow-Event-Id"])
             if len(got) == 1:
                 hit.set()
-                await asyncio.sleep(30)  # it is killed while it waits for this answer
+                await over.wait()  # it is killed while it waits for this answer
             return web.Response()
 
         app = web.Application()
@@ -212,15 +212,16 @@ def test_a_message_that_kill_9_cut_off_arrives_after_the_next_start(folder: Path
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
         serving = await asyncio.to_thread(start, "serve", "-q", HOOK=url)
-        await asyncio.to_thread(until, folder, RUNS, 1)
+        await asyncio.to_thread(counted, folder, RUNS, 1)
         failed = await asyncio.to_thread(start, "deployments", "run", "broken", "-q")
         await asyncio.to_thread(failed.communicate, timeout=60)
         await asyncio.wait_for(hit.wait(), 60)
         await asyncio.to_thread(stop, serving, signal.SIGKILL)
         again = await asyncio.to_thread(start, "serve", "-q", HOOK=url)
         sql = "SELECT count(*) FROM deliveries WHERE state = 'delivered'"
-        await asyncio.to_thread(until, folder, sql, 1)
+        await asyncio.to_thread(counted, folder, sql, 1)
         await asyncio.to_thread(stop, again)
+        over.set()
         await runner.cleanup()
         return got
 
@@ -348,7 +349,7 @@ def test_a_server_that_others_reach_wants_to_know_who_may_ask(
 
 def test_a_backfill_runs_here_to_its_end(folder: Path) -> None:
     serving = start("serve", "flows.py:often", "--cron", "0 3 * * *", "--name", "nightly", "-q")
-    until(folder, "SELECT count(*) FROM schedules", 1)
+    counted(folder, "SELECT count(*) FROM schedules", 1)
     stop(serving)
     args = ["--start", "2026-01-01T00:00+00:00", "--end", "2026-01-11T00:00+00:00"]
     done = start("deployments", "backfill", "nightly", *args, "--max-concurrency", "3", "--json")

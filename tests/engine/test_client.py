@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from patience import until
 
 from asyncflow import (
     DeploymentBusy,
@@ -254,8 +255,11 @@ async def test_the_same_key_gives_the_same_run(served: Served, verb: str) -> Non
 
 async def test_a_run_is_answered_once(served: Served) -> None:
     run = await served.engine.submit(asks)
-    while (await served.client.run(run.id)).state_name != "Paused":
-        await asyncio.sleep(0.01)
+
+    async def paused() -> bool:
+        return (await served.client.run(run.id)).state_name == "Paused"
+
+    await until(paused)
     await served.client.answer(run.id)
     assert (await served.client.wait(run.id)).state == "COMPLETED"
     with pytest.raises(RunNotResumable):
@@ -307,8 +311,11 @@ async def test_automations_are_declared_switched_and_removed(served: Served) -> 
     assert [one.name for one in await client.automations()] == ["calm"]
     run = await served.engine.submit(threes, 1)
     await run
-    while not (await client.deliveries(automation="calm", state="delivered")).items:
-        await asyncio.sleep(0.01)
+
+    async def delivered() -> Any:
+        return (await client.deliveries(automation="calm", state="delivered")).items
+
+    await until(delivered)
     assert (await client.deliveries(run=run.id)).items[0].kind == "set-limit"
     await client.remove_automation("calm")
     with pytest.raises(UnknownAutomation, match="calm"):
@@ -393,8 +400,11 @@ async def test_a_stream_goes_on_after_the_server_was_away(store: MemoryStore | S
             kinds = [(await anext(events)).kind for _ in range(3)]
             await runner.cleanup()
             await (await engine.submit(threes, 0)).wait()
+            pauses: asyncio.Queue[float] = asyncio.Queue()
+            client._transport.pause = pauses.put
             more = asyncio.ensure_future(anext(events))
-            await asyncio.sleep(0.05)
+            for _ in range(3):  # after what broke, and after a first and a second try in vain
+                await pauses.get()
             runner, _ = await serve_app(engine, "127.0.0.1", port, access, embedded=True)
             kinds += [(await more).kind, (await anext(events)).kind, (await anext(events)).kind]
         await runner.cleanup()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import aiohttp
 import pydantic
 import pytest
+from patience import settled, until
 
 from asyncflow import CommandFailed, Engine, flow, pause_flow_run, task
 from asyncflow.client import Client
@@ -93,12 +93,12 @@ class Server:
 
     async def end(self, said: Any) -> Any:
         """What becomes of something that was asked for."""
-        command = said["command"]
-        async with asyncio.timeout(30):
-            while command["ended_at"] is None:
-                await asyncio.sleep(0.01)
-                command = await self.get(f"/commands/{command['id']}")
-        return command
+
+        async def ended() -> Any:
+            command = await self.get(f"/commands/{said['command']['id']}")
+            return command if command["ended_at"] is not None else None
+
+        return await until(ended)
 
 
 @pytest.fixture
@@ -230,8 +230,11 @@ async def test_secrets_are_not_handed_on(server: Server, taker: Engine) -> None:
 
 async def test_an_answer_is_checked_where_its_model_is(server: Server, taker: Engine) -> None:
     run = await taker.submit(asks)
-    while not (await server.engine.get_run(run.id)).state.is_paused():
-        await asyncio.sleep(0.01)
+
+    async def paused() -> bool:
+        return (await server.engine.get_run(run.id)).state.is_paused()
+
+    await until(paused)
     said = await server.post(f"/runs/{run.id}/answer", {"data": {"yes": True}})
     assert (await server.end(said))["state"] == "DONE"
     assert await run is True
@@ -271,9 +274,7 @@ async def test_an_automation_that_is_declared_there_asks_for_what_needs_code(
     await server.ask("PUT", "/automations/on-order", 200, body)
     monkeypatch.setattr("asyncflow.scheduler.find", watched)
     await taker.emit("orders.in")
-    async with asyncio.timeout(30):
-        while not (done := [d for d in await server.engine.deliveries() if d.ended_at]):
-            await asyncio.sleep(0.02)
+    done = await settled(server.engine, 1)
     assert done[0].state == "delivered", done
     (run,) = await server.engine.runs()
     assert done[0].reply == f"run {run.id}"

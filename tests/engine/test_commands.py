@@ -11,6 +11,7 @@ from typing import Any
 
 import pydantic
 import pytest
+from patience import until
 from virtual import now, virtual_engine, virtually
 
 from asyncflow import Engine, MemoryStore, flow, pause_flow_run, task
@@ -74,9 +75,11 @@ async def ask(engine: Engine, kind: str, arguments: Any = None, **about: Any) ->
 
 
 async def end(engine: Engine, row: CommandRow) -> CommandRow:
-    while (row := await stored(engine, row.id)).ended_at is None:
-        await asyncio.sleep(0.1)
-    return row
+    async def ended() -> CommandRow | None:
+        known = await stored(engine, row.id)
+        return known if known.ended_at is not None else None
+
+    return await until(ended)
 
 
 async def failed_run(engine: Engine, n: int = 1) -> str:

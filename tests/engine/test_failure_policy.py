@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from patience import until
 
 from asyncflow import (
     Engine,
@@ -140,6 +141,15 @@ async def test_a_fallback_that_fails_too_fails_the_call(engine: Engine) -> None:
     assert isinstance(state.error, KeyError)
 
 
+async def needs_attention(engine: Engine, run_id: str) -> None:
+    """Wait until a run is stored as one that needs a person."""
+
+    async def needs() -> bool:
+        return (await engine.get_run(run_id)).state.name == "NeedsAttention"
+
+    await until(needs)
+
+
 async def test_a_pause_waits_for_a_person_and_is_tried_again(
     store: MemoryStore | SqliteStore,
 ) -> None:
@@ -151,8 +161,7 @@ async def test_a_pause_waits_for_a_person_and_is_tried_again(
 
     async with Engine(store) as engine:
         run = await engine.submit(main)
-        while (await engine.get_run(run.id)).state.name != "NeedsAttention":
-            await asyncio.sleep(0.01)
+        await needs_attention(engine, run.id)
         assert "ValueError" in (await engine.get_run(run.id)).state.message
         broken = False
         await engine.resume(run.id)
@@ -169,8 +178,7 @@ async def test_a_pause_outlives_its_process(store: MemoryStore | SqliteStore) ->
 
     async with Engine(store) as engine:
         run = await engine.submit(outlives)
-        while (await engine.get_run(run.id)).state.name != "NeedsAttention":
-            await asyncio.sleep(0.01)
+        await needs_attention(engine, run.id)
     broken = False
     async with Engine(store) as engine:
         again = await engine.resume(run.id)
@@ -184,8 +192,7 @@ async def test_a_paused_run_can_be_cancelled(engine: Engine) -> None:
         return await failing("pause")(1)
 
     run = await engine.submit(main)
-    while run.state.name != "NeedsAttention":
-        await asyncio.sleep(0.01)
+    await needs_attention(engine, run.id)
     await run.cancel()
     assert run.state.is_cancelled()
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiosmtpd.smtp import SMTP, AuthResult
+from patience import settled, until
 
 from asyncflow import (
     Automation,
@@ -386,16 +387,6 @@ def watch(*channels: str) -> Automation:
     return Automation("failures", EventTrigger("flow-run.Failed"), [Notify(c) for c in channels])
 
 
-async def settled(engine: Engine, count: int) -> list[Any]:
-    """All deliveries, once so many have ended."""
-    for _ in range(2000):
-        found = await engine.deliveries()
-        if sum(one.ended_at is not None for one in found) >= count:
-            return found[::-1]
-        await asyncio.sleep(0.01)
-    raise AssertionError(await engine.deliveries())
-
-
 async def test_a_channel_that_hangs_holds_up_no_other_and_no_closing(
     path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,13 +477,11 @@ async def test_what_this_process_lacks_is_tried_again(
         engine.add_channel(channel)
         await engine.automate(watch("hook"))
         await (await engine.submit(doomed)).wait()
-        for _ in range(1000):
-            (one,) = await engine.deliveries() or [None]
-            if one is not None and one.error:
-                break
-            await asyncio.sleep(0.01)
-        assert one is not None
-        assert "'HOOK_URL' is not set" in one.error
+
+        async def error() -> str:
+            return "".join(one.error for one in await engine.deliveries())
+
+        assert "'HOOK_URL' is not set" in await until(error)
         monkeypatch.setenv("HOOK_URL", receiver.url())
         (one,) = await settled(engine, 1)
     assert one.state == "delivered"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import until
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from virtual import virtual_engine, virtually
@@ -337,10 +338,12 @@ async def test_a_server_tells_of_the_runs_of_all_processes(
             runs = [await engine.submit(asks, False) for _ in range(3)]
             for _ in range(10):
                 await engine.run(some)
-            text = await stored.text()
-            while samples(text, "store_runs") != {("asks", "PAUSED"): 3}:
-                await asyncio.sleep(0.01)
+
+            async def paused() -> bytes | None:
                 text = await stored.text()
+                return text if samples(text, "store_runs") == {("asks", "PAUSED"): 3} else None
+
+            text = await until(paused)
             assert samples(text, "store_runs_needing_attention") == {("asks",): 3}
             ended = samples(text, "store_runs_ended_total")
             assert {k: n for k, n in ended.items() if n} == {("some", "COMPLETED"): 10}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiosmtpd.smtp import SMTP
+from patience import settled, until
 
 from asyncflow import (
     Automation,
@@ -107,16 +108,6 @@ def watch(*channels: str, **options: Any) -> Automation:
     )
 
 
-async def settled(engine: Engine, count: int) -> list[Any]:
-    """All deliveries, once so many have ended."""
-    for _ in range(2000):
-        found = await engine.deliveries()
-        if sum(one.ended_at is not None for one in found) >= count:
-            return found[::-1]
-        await asyncio.sleep(0.01)
-    raise AssertionError(await engine.deliveries())
-
-
 def hook(receiver: Receiver, **options: Any) -> Channel:
     settings: dict[str, Any] = {
         "secret": SECRET, "allow_private": True, "retry_delay_seconds": 0.01, **options,
@@ -172,11 +163,12 @@ async def test_what_was_not_sent_is_sent_after_a_restart_and_only_once(
         for _ in range(3):
             await (await engine.submit(doomed)).wait()
         # The automation sees them; nobody here knows the channel.
-        for _ in range(500):
-            if len(await engine.deliveries()) == 3:
-                break
-            await asyncio.sleep(0.01)
-        assert {d.state for d in await engine.deliveries()} == {"pending"}
+
+        async def three() -> list[Any] | None:
+            found = await engine.deliveries()
+            return found if len(found) == 3 else None
+
+        assert {d.state for d in await until(three)} == {"pending"}
     for _ in range(2):
         async with Engine(path) as engine:
             engine.add_channel(hook(receiver))

@@ -13,13 +13,13 @@ from random import Random
 from typing import Any
 
 import pytest
+from patience import until
 from virtual import advance, virtual_engine, virtually
 
 from asyncflow import (
     Engine,
     MemoryStore,
     RunNotResumable,
-    StateType,
     StoreError,
     UnknownRun,
     as_completed,
@@ -512,14 +512,16 @@ async def test_an_engine_that_watches_takes_over_what_a_dead_one_leaves(
         dying = Engine(path)
         await dying.open()
         run = await dying.submit(main)
-        async with asyncio.timeout(5):
-            await began.wait()
-            await dying.journal.durable()
-            # As the kernel does at the death of its process: the lock goes, all else stays.
-            assert dying._lock is not None
-            dying._lock.drop()
-            while (await watcher.wait(run.id)).type is not StateType.COMPLETED:
-                await asyncio.sleep(0.01)
+        await began.wait()
+        await dying.journal.durable()
+        # As the kernel does at the death of its process: the lock goes, all else stays.
+        assert dying._lock is not None
+        dying._lock.drop()
+
+        async def completed() -> bool:
+            return (await watcher.wait(run.id)).is_completed()
+
+        await until(completed)
         assert (await watcher.get_run(run.id)).recoveries == 1
         (line,) = await watcher.logs(run.id)
         assert line.message.startswith(f"killed: its process ({os.getpid()} on ")

@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from patience import until
 from prometheus_client.parser import text_string_to_metric_families
 
 from asyncflow import (
@@ -287,9 +288,11 @@ async def test_runs_are_resumed_cancelled_forked_and_removed(server: Server) -> 
     await server.ask("POST", f"/api/runs/{run.id}/delete")
     await server.get(f"/api/runs/{run.id}", 404)
     waiting = await server.engine.submit(waits)
-    await asyncio.sleep(0.05)
-    shown = await server.get(f"/api/runs/{waiting.id}")
-    assert shown["waits"][0]["kind"] == "sleep"
+
+    async def waits_for() -> Any:
+        return (await server.get(f"/api/runs/{waiting.id}"))["waits"]
+
+    assert (await until(waits_for))[0]["kind"] == "sleep"
     await server.ask("POST", f"/api/runs/{waiting.id}/cancel")
     assert (await waiting.wait()).is_cancelled()
     done = await server.ask(
@@ -351,11 +354,12 @@ async def test_automations_are_declared_without_code(server: Server) -> None:
     assert (made["source"], made["enabled"]) == ("api", True)
     run = await server.engine.submit(mixed, 4)
     await run.wait()
-    for _ in range(200):
+
+    async def delivered() -> bool:
         deliveries = (await server.get("/api/deliveries"))["items"]
-        if deliveries and deliveries[0]["state"] == "delivered":
-            break
-        await asyncio.sleep(0.02)
+        return bool(deliveries) and deliveries[0]["state"] == "delivered"
+
+    await until(delivered)
     assert (await server.get("/api/limits"))["items"][0]["limit"] == 1
     evil = {**spec, "actions": [{"type": "call-function", "function": "os:abort"}]}
     refused = await server.ask("PUT", "/api/automations/evil", 422, json=evil)
@@ -387,19 +391,21 @@ async def test_variables_are_shown_set_and_removed(server: Server) -> None:
 
 async def test_what_happens_is_streamed_and_gone_on_with(server: Server) -> None:
     headers = {"Authorization": f"Bearer {server.token}"}
+    listens = asyncio.Event()
 
-    async def read(more: dict[str, str], until: str) -> str:
+    async def read(more: dict[str, str], last: str) -> str:
         text = ""
         async with server.web.get(
             f"{server.base}/api/stream", headers={**headers, **more}
         ) as answer:
             assert answer.content_type == "text/event-stream"
-            while until not in text:
+            listens.set()
+            while last not in text:
                 text += (await asyncio.wait_for(answer.content.readany(), 30)).decode()
         return text
 
     reading = asyncio.create_task(read({}, "flow-run.Completed"))
-    await asyncio.sleep(0.2)
+    await listens.wait()
     await (await server.engine.submit(mixed, 1)).wait()
     text = await reading
     last = [line for line in text.splitlines() if line.startswith("id: ")][-1]

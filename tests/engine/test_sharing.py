@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import until
 
 from asyncflow import Engine, MemoryStore, QueueTimeout, concurrency, flow, rate_limit, task
 from asyncflow.context import ENGINE
@@ -89,9 +90,7 @@ async def test_a_limit_that_one_engine_sets_holds_for_one_that_is_open(path: Pat
         first = await one.submit(hold, True)
         second = await other.submit(hold, True)
         await one.set_limit("db", 0)
-        async with asyncio.timeout(10):
-            while other.named.get("db").whole != 0:
-                await asyncio.sleep(0.01)
+        await until(lambda: other.named.get("db").whole == 0)
         third = await other.submit(hold, False)
         await asyncio.sleep(0)
         assert not third.state.is_final()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from patience import eventually
 from pydantic import SecretStr
 from virtual import virtual_engine, virtually
 
@@ -276,10 +277,8 @@ def test_a_loop_that_waits_is_at_nothing(loop_of: Any) -> None:
     thread.start()
     loop, end = known.get(timeout=PATIENCE)
     assert thread.ident is not None
-    until = time.monotonic() + PATIENCE
-    while see(thread.ident, loop) is not None and time.monotonic() < until:
-        time.sleep(0.001)
-    assert see(thread.ident, loop) is None
+    of = thread.ident
+    eventually(lambda: see(of, loop) is None)
     loop.call_soon_threadsafe(end.set)
     thread.join()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from click.testing import CliRunner
+from patience import until
 from pydantic import BaseModel, SecretStr
 
 from asyncflow import (
@@ -78,17 +79,6 @@ async def waits_of(engine: Engine, run_id: str) -> list[Reason]:
     return (await whys.why(row, look(engine), of_run(engine, run_id))).reasons
 
 
-async def until(found: Callable[[], Any]) -> Any:
-    """What is found as soon as it is; asked between turns of the loop."""
-    async with asyncio.timeout(20):
-        while True:
-            result = found()
-            result = await result if asyncio.iscoroutine(result) else result
-            if result:
-                return result
-            await asyncio.sleep(0.005)
-
-
 async def of_kind(engine: Engine, run_id: str, kind: str) -> Reason:
     async def find() -> list[Reason]:
         return [one for one in await waits_of(engine, run_id) if one.kind == kind]
@@ -139,12 +129,11 @@ async def test_calls_wait_for_a_named_limit_and_those_who_hold_it_are_named() ->
 async def test_calls_wait_for_a_slot_of_their_own_engine(scope: str) -> None:
     limited = hang.with_options(max_concurrency=2) if scope == "task" else hang
 
+    loop = asyncio.get_running_loop()
+
     @task
     def blocks(n: int) -> None:
-        import time
-
-        while not GATE.is_set():
-            time.sleep(0.001)
+        asyncio.run_coroutine_threadsafe(GATE.wait(), loop).result()
 
     @flow(max_concurrency=2 if scope == "flow" else None)
     async def many() -> None:
