@@ -6,6 +6,7 @@ import asyncio
 import struct
 import zlib
 
+from patience import until
 from pydantic import BaseModel, Field
 
 from asyncflow import (
@@ -240,8 +241,7 @@ async def fill(engine: Engine, runs: int = 8, large: int = 400, often: float = 2
     ):
         found[name] = (await engine.submit(body, *arguments)).id
         if name == "keeps":
-            while not engine.holders:
-                await asyncio.sleep(0.01)
+            await until(lambda: engine.holders)
     for n in range(runs):
         run = await engine.submit(crawl, 18 + n, tags=["nightly"])
         await run.wait()

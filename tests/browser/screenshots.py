@@ -11,11 +11,14 @@ import asyncio
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import scene
+from patience import until
 from playwright.async_api import async_playwright
 
 from asyncflow import Engine
@@ -42,13 +45,18 @@ PAGES = {
 DARK, PHONE = ("home", "run"), ("home", "waits", "attention")
 
 
+async def some_ticks(engine: Engine) -> bool:
+    """Whether the deployment that runs often has run, a few times."""
+    return len(await engine.ticks("often")) >= 3
+
+
 async def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with tempfile.TemporaryDirectory() as work:
         async with Engine(Path(work) / "state.db") as engine:
             ids = await scene.fill(engine)
-            await asyncio.sleep(4)  # for some ticks
+            await until(partial(some_ticks, engine))
             url = await engine.serve_dashboard(0)
             base = url.partition("#")[0]
             async with async_playwright() as started:

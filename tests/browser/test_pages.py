@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
+from browser.tabs import CHROMIUM, NEEDS, Tab, chromium, opener
 
-NEEDS = "the extra 'browser' is not installed"
-playwright = pytest.importorskip("playwright.sync_api", reason=NEEDS)
+pytest.importorskip("playwright.sync_api", reason=NEEDS)
 server_mock = pytest.importorskip("server_mock", reason=NEEDS)
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 HOSTILE = server_mock.HOSTILE
@@ -45,12 +44,8 @@ PAGES = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -65,29 +60,12 @@ def mock(served: Any) -> Any:
     return served
 
 
-class Tab:
-    """A page that notes what it should not do, and is asked about it at the end."""
+class MockTab(Tab):
+    """A page of the mock."""
 
     def __init__(self, mock: Any, page: Any) -> None:
+        super().__init__(page)
         self.mock = mock
-        self.page = page
-        self.wrong: list[str] = []
-        self.expected: list[str] = []  # of what is wrong on purpose
-        page.on("console", lambda said: said.type in ("error", "warning") and self._note(said.text))
-        page.on("pageerror", lambda error: self._note(f"uncaught: {error}"))
-        page.on("dialog", self._dialog)
-        page.set_default_timeout(20_000)
-        page.add_init_script(
-            "addEventListener('securitypolicyviolation',"
-            " event => console.error(`CSP ${event.violatedDirective}`));"
-        )
-
-    def _note(self, text: str) -> None:
-        self.wrong.append(text)
-
-    def _dialog(self, dialog: Any) -> None:
-        self._note(f"dialog: {dialog.message}")
-        dialog.dismiss()
 
     def sign_in(self, token: str = server_mock.TOKEN) -> None:
         self.page.goto(f"{self.mock.url}#token={token}")
@@ -97,40 +75,23 @@ class Tab:
         self.page.goto(self.mock.url + place)
         self.page.wait_for_selector(shows or PAGES[place])
 
-    def until(self, condition: str) -> None:
-        """Wait until an expression is true; the policy lets no page wait for a text as code."""
-        for _ in range(400):
-            if self.page.evaluate(condition):
-                return
-            self.page.wait_for_timeout(50)
-        raise AssertionError(f"never true: {condition}")
-
-    def query(self) -> dict[str, list[str]]:
-        return parse_qs(urlsplit(self.page.url).fragment.partition("?")[2])
-
     def changes(self) -> list[Any]:
         return [done for done in self.mock.data.done if done[1] != "session"]
 
 
 @pytest.fixture
-def open_tab(browser: Any, mock: Any) -> Iterator[Callable[..., Tab]]:
-    contexts, tabs = [], []
+def open_tab(browser: Any, mock: Any) -> Iterator[Callable[..., MockTab]]:
+    with opener(browser) as open_:
 
-    def open_(width: int = 1280, height: int = 900, **options: Any) -> Tab:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        tabs.append(Tab(mock, context.new_page()))
-        return tabs[-1]
+        def opened(width: int = 1280, height: int = 900, **options: Any) -> Any:
+            size = {"width": width, "height": height}
+            return open_(partial(MockTab, mock), viewport=size, **options)
 
-    yield open_
-    for context in contexts:
-        context.close()
-    for one in tabs:
-        assert [w for w in one.wrong if not any(e in w for e in one.expected)] == []
+        yield opened
 
 
 @pytest.fixture
-def tab(open_tab: Callable[..., Tab]) -> Tab:
+def tab(open_tab: Callable[..., MockTab]) -> MockTab:
     opened = open_tab()
     opened.sign_in()
     return opened
@@ -140,14 +101,14 @@ def tab(open_tab: Callable[..., Tab]) -> Tab:
 
 
 @pytest.mark.parametrize("place", PAGES)
-def test_a_page_shows_hostile_texts_as_texts(tab: Tab, place: str) -> None:
+def test_a_page_shows_hostile_texts_as_texts(tab: MockTab, place: str) -> None:
     tab.go(place)
     for tag in ("img[src=x]", "iframe", "svg[onload]", "b[onmouseover]", "body script"):
         assert tab.page.locator(tag).count() == 0
     assert tab.page.evaluate("document.querySelectorAll('*').length") <= 2000
 
 
-def test_no_page_is_wider_than_a_phone(open_tab: Callable[..., Tab]) -> None:
+def test_no_page_is_wider_than_a_phone(open_tab: Callable[..., MockTab]) -> None:
     tab = open_tab(375, 812)
     tab.sign_in()
     for place in PAGES:
@@ -156,7 +117,7 @@ def test_no_page_is_wider_than_a_phone(open_tab: Callable[..., Tab]) -> None:
         assert width <= 375, place
 
 
-def test_dialogs_fit_on_a_phone(open_tab: Callable[..., Tab]) -> None:
+def test_dialogs_fit_on_a_phone(open_tab: Callable[..., MockTab]) -> None:
     tab = open_tab(375, 812)
     tab.sign_in()
     for place, name in {
@@ -176,7 +137,7 @@ def test_dialogs_fit_on_a_phone(open_tab: Callable[..., Tab]) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_is_hard_to_use_for_some(open_tab: Callable[..., Tab], scheme: str) -> None:
+def test_no_page_is_hard_to_use_for_some(open_tab: Callable[..., MockTab], scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDS).Axe()
     tab = open_tab(color_scheme=scheme, reduced_motion="reduce")
     tab.sign_in()
@@ -186,7 +147,7 @@ def test_no_page_is_hard_to_use_for_some(open_tab: Callable[..., Tab], scheme: s
         assert serious(axe, tab) == [], place
 
 
-def serious(axe: Any, tab: Tab) -> list[str]:
+def serious(axe: Any, tab: MockTab) -> list[str]:
     found = axe.run(tab.page).response["violations"]
     return [
         f"{one['id']}: {one['nodes'][0]['html'][:200]}"
@@ -198,7 +159,9 @@ def serious(axe: Any, tab: Tab) -> list[str]:
 # --- signing in -----------------------------------------------------------------------------------
 
 
-def test_the_token_leaves_the_address_and_becomes_a_session(open_tab: Callable[..., Tab]) -> None:
+def test_the_token_leaves_the_address_and_becomes_a_session(
+    open_tab: Callable[..., MockTab],
+) -> None:
     tab = open_tab()
     tab.sign_in()
     assert "token" not in tab.page.url
@@ -207,7 +170,7 @@ def test_the_token_leaves_the_address_and_becomes_a_session(open_tab: Callable[.
     tab.page.wait_for_selector("text=Runs over time")
 
 
-def test_without_a_token_it_is_asked_for(open_tab: Callable[..., Tab]) -> None:
+def test_without_a_token_it_is_asked_for(open_tab: Callable[..., MockTab]) -> None:
     tab = open_tab()
     tab.expected = ["401"]
     tab.page.goto(f"{tab.mock.url}#/runs")
@@ -219,7 +182,7 @@ def test_without_a_token_it_is_asked_for(open_tab: Callable[..., Tab]) -> None:
     tab.page.wait_for_selector(PAGES["#/runs"])
 
 
-def test_who_may_only_look_is_shown_nothing_to_do(open_tab: Callable[..., Tab]) -> None:
+def test_who_may_only_look_is_shown_nothing_to_do(open_tab: Callable[..., MockTab]) -> None:
     tab = open_tab()
     tab.sign_in(server_mock.READ_TOKEN)
     for place, names in {
@@ -236,18 +199,18 @@ def test_who_may_only_look_is_shown_nothing_to_do(open_tab: Callable[..., Tab]) 
 def test_it_works_below_a_prefix(browser: Any) -> None:
     with server_mock.serving(server_mock.Mock(prefix="/ops/flows")) as mock:
         context = browser.new_context()
-        tab = Tab(mock, context.new_page())
+        tab = MockTab(mock, context.new_page())
         tab.sign_in()
         tab.go("#/runs")
         assert urlsplit(tab.page.url).path == "/ops/flows/"
         context.close()
-        assert tab.wrong == []
+        tab.check()
 
 
 # --- runs -----------------------------------------------------------------------------------------
 
 
-def test_filters_are_kept_in_the_address(tab: Tab) -> None:
+def test_filters_are_kept_in_the_address(tab: MockTab) -> None:
     tab.go("#/runs")
     tab.page.get_by_role("button", name="Not completed").click()
     tab.until("!document.querySelector('tbody .badge[data-state=COMPLETED]')")
@@ -265,7 +228,7 @@ def test_filters_are_kept_in_the_address(tab: Tab) -> None:
     assert tab.page.get_by_label("Flow").input_value() == "train"
 
 
-def test_runs_are_paged(tab: Tab) -> None:
+def test_runs_are_paged(tab: MockTab) -> None:
     tab.go("#/runs")
     first = tab.page.locator("tbody tr").first.get_attribute("data-run")
     tab.page.get_by_role("button", name="Next page").click()
@@ -276,7 +239,7 @@ def test_runs_are_paged(tab: Tab) -> None:
     assert tab.query() == {}
 
 
-def test_chosen_runs_are_deleted_after_a_question(tab: Tab) -> None:
+def test_chosen_runs_are_deleted_after_a_question(tab: MockTab) -> None:
     tab.go("#/runs?state=FAILED", PAGES["#/runs"].replace("40", "10"))
     tab.until("!document.querySelector('tbody .badge[data-state=COMPLETED]')")
     boxes = tab.page.locator("td input[type=checkbox]")
@@ -291,7 +254,7 @@ def test_chosen_runs_are_deleted_after_a_question(tab: Tab) -> None:
     assert all(done[2] == {"expected_state": "FAILED"} for done in tab.changes())
 
 
-def test_all_that_the_filter_finds_can_be_cancelled_at_once(tab: Tab) -> None:
+def test_all_that_the_filter_finds_can_be_cancelled_at_once(tab: MockTab) -> None:
     tab.go("#/runs?text=a", PAGES["#/runs"])
     tab.page.get_by_label("Choose all of this page").check()
     tab.page.locator(".all-of button:has-text('Cancel')").click()
@@ -302,7 +265,7 @@ def test_all_that_the_filter_finds_can_be_cancelled_at_once(tab: Tab) -> None:
     assert body == {"action": "cancel", "filter": {"text": "a"}, "limit": 500}
 
 
-def test_a_run_that_changes_is_seen_to_change(tab: Tab) -> None:
+def test_a_run_that_changes_is_seen_to_change(tab: MockTab) -> None:
     tab.go("#/runs")
     run = tab.mock.data.runs[6]
     run["state"], run["state_name"] = "CRASHED", "Crashed"
@@ -314,7 +277,7 @@ def test_a_run_that_changes_is_seen_to_change(tab: Tab) -> None:
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def test_a_run_of_10_000_tasks_is_light(open_tab: Callable[..., Tab]) -> None:
+def test_a_run_of_10_000_tasks_is_light(open_tab: Callable[..., MockTab]) -> None:
     tab = open_tab()
     tab.sign_in()
     tab.page.wait_for_selector("text=Runs over time")
@@ -337,7 +300,7 @@ def test_a_run_of_10_000_tasks_is_light(open_tab: Callable[..., Tab]) -> None:
     assert tab.page.evaluate("document.querySelectorAll('*').length") <= 2000
 
 
-def test_a_first_visit_takes_less_than_500_kib(open_tab: Callable[..., Tab]) -> None:
+def test_a_first_visit_takes_less_than_500_kib(open_tab: Callable[..., MockTab]) -> None:
     tab = open_tab()
     tab.sign_in()
     sizes: list[int] = []
@@ -354,7 +317,7 @@ def test_a_first_visit_takes_less_than_500_kib(open_tab: Callable[..., Tab]) -> 
     assert sum(sizes) < 500 * 1024
 
 
-def test_a_task_run_shows_its_attempts(tab: Tab) -> None:
+def test_a_task_run_shows_its_attempts(tab: MockTab) -> None:
     tab.go(FAILED)
     tab.page.get_by_role("button", name="1 failed", exact=True).click()
     tab.until("document.querySelectorAll('tr.opened tbody tr').length === 1")
@@ -367,7 +330,7 @@ def test_a_task_run_shows_its_attempts(tab: Tab) -> None:
     dialog.wait_for(state="detached")
 
 
-def test_only_the_parameters_that_were_changed_are_sent_to_a_fork(tab: Tab) -> None:
+def test_only_the_parameters_that_were_changed_are_sent_to_a_fork(tab: MockTab) -> None:
     tab.go(FAILED)
     tab.page.get_by_role("button", name="Fork…").click()
     text = tab.page.locator("dialog textarea")
@@ -384,7 +347,7 @@ def test_only_the_parameters_that_were_changed_are_sent_to_a_fork(tab: Tab) -> N
     assert body == {"parameters": {"pages": 41}, "from_task": "extract"}
 
 
-def test_a_run_that_moved_on_meanwhile_is_left_alone(tab: Tab) -> None:
+def test_a_run_that_moved_on_meanwhile_is_left_alone(tab: MockTab) -> None:
     tab.expected = ["409"]
     tab.go(FAILED)
     tab.mock.data.runs[1].update(state="COMPLETED", state_name="Completed")
@@ -392,7 +355,7 @@ def test_a_run_that_moved_on_meanwhile_is_left_alone(tab: Tab) -> None:
     tab.page.wait_for_selector(".toast:has-text('the run is Completed by now')")
 
 
-def test_logs_are_searched_and_followed_to_their_end(tab: Tab) -> None:
+def test_logs_are_searched_and_followed_to_their_end(tab: MockTab) -> None:
     tab.go(f"{RUN}/logs")
     tab.page.get_by_role("button", name="To the end").click()
     tab.page.wait_for_selector("text=1,200 lines seen")
@@ -407,7 +370,7 @@ def test_logs_are_searched_and_followed_to_their_end(tab: Tab) -> None:
     assert tab.query() == {"text": ["cache hit"], "level": ["40"]}
 
 
-def test_the_timeline_zooms_and_opens_what_is_clicked(tab: Tab) -> None:
+def test_the_timeline_zooms_and_opens_what_is_clicked(tab: MockTab) -> None:
     tab.go(FAILED, "canvas.timeline")
     canvas = tab.page.locator("canvas.timeline")
     canvas.focus()
@@ -423,7 +386,7 @@ def test_the_timeline_zooms_and_opens_what_is_clicked(tab: Tab) -> None:
 # --- deployments and the rest ---------------------------------------------------------------------
 
 
-def test_a_deployment_is_run_by_a_form_of_its_schema(tab: Tab) -> None:
+def test_a_deployment_is_run_by_a_form_of_its_schema(tab: MockTab) -> None:
     tab.go("#/deployments/nightly_report-hourly")
     tab.page.get_by_role("button", name="Run nightly_report-hourly").click()
     dialog = tab.page.locator("dialog")
@@ -460,7 +423,7 @@ def test_a_deployment_is_run_by_a_form_of_its_schema(tab: Tab) -> None:
     }  # fmt: skip
 
 
-def test_what_the_server_refuses_is_said_in_the_dialog(tab: Tab) -> None:
+def test_what_the_server_refuses_is_said_in_the_dialog(tab: MockTab) -> None:
     tab.expected = ["409"]
     tab.go("#/runs?state=RUNNING", f"tr[data-run='{server_mock.WAITING_RUN}']")
     tab.go(FAILED)
@@ -470,7 +433,7 @@ def test_what_the_server_refuses_is_said_in_the_dialog(tab: Tab) -> None:
     tab.page.wait_for_selector("dialog .dialog-problem:has-text('the run is running')")
 
 
-def test_a_schedule_is_paused(tab: Tab) -> None:
+def test_a_schedule_is_paused(tab: MockTab) -> None:
     tab.go("#/deployments/nightly_report-hourly")
     tab.page.get_by_role("button", name="Pause hourly").click()
     tab.page.get_by_role("button", name="Start again hourly").wait_for()
@@ -479,14 +442,14 @@ def test_a_schedule_is_paused(tab: Tab) -> None:
     ]
 
 
-def test_an_automation_is_switched_off(tab: Tab) -> None:
+def test_an_automation_is_switched_off(tab: MockTab) -> None:
     tab.go("#/automations")
     tab.page.get_by_role("button", name="Switch off tell when loading fails").click()
     tab.page.get_by_role("button", name="Switch on tell when loading fails").wait_for()
     assert tab.changes() == [("POST", "automations/tell when loading fails/disable", {})]
 
 
-def test_a_limit_and_a_variable_are_set(tab: Tab) -> None:
+def test_a_limit_and_a_variable_are_set(tab: MockTab) -> None:
     tab.go("#/limits")
     tab.page.get_by_role("button", name="Edit database").click()
     tab.page.get_by_role("textbox", name="Limit").fill("7")
@@ -509,7 +472,7 @@ def test_a_limit_and_a_variable_are_set(tab: Tab) -> None:
 # --- keys and theme -------------------------------------------------------------------------------
 
 
-def test_keys_lead_everywhere(tab: Tab) -> None:
+def test_keys_lead_everywhere(tab: MockTab) -> None:
     tab.go("#/")
     tab.page.keyboard.press("g")
     tab.page.keyboard.press("r")
@@ -526,7 +489,7 @@ def test_keys_lead_everywhere(tab: Tab) -> None:
     tab.page.wait_for_selector("h1:has-text('Home')")
 
 
-def test_the_theme_is_kept(tab: Tab) -> None:
+def test_the_theme_is_kept(tab: MockTab) -> None:
     tab.go("#/")
     background = "getComputedStyle(document.body).backgroundColor"
     light = tab.page.evaluate(background)
@@ -540,7 +503,7 @@ def test_the_theme_is_kept(tab: Tab) -> None:
     assert tab.page.evaluate(background) == dark
 
 
-def test_dialogs_are_not_hard_to_use_for_some(tab: Tab) -> None:
+def test_dialogs_are_not_hard_to_use_for_some(tab: MockTab) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDS).Axe()
     tab.go("#/deployments/nightly_report-hourly")
     tab.page.get_by_role("button", name="Run nightly_report-hourly").click()
@@ -548,7 +511,7 @@ def test_dialogs_are_not_hard_to_use_for_some(tab: Tab) -> None:
     assert serious(axe, tab) == []
 
 
-def test_an_address_without_a_run_says_so(tab: Tab) -> None:
+def test_an_address_without_a_run_says_so(tab: MockTab) -> None:
     tab.expected = ["404"]
     tab.go(f"#/runs/{server_mock.run_id(5000)}", "text=There is no such run")
     tab.go("#/deployments/none", "text=There is no such deployment")

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from browser.tabs import CHROMIUM, NEEDS, Tab, chromium, opener
+from patience import until
 
 from asyncflow import Engine, Interval
 from asyncflow.server.app import serve_app
 
-NEEDS = "the extra 'browser' is not installed"
-playwright = pytest.importorskip("playwright.sync_api", reason=NEEDS)
+pytest.importorskip("playwright.sync_api", reason=NEEDS)
 scene = pytest.importorskip("browser.scene", reason=NEEDS)
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
@@ -43,8 +42,7 @@ class Served:
             self.ids = await scene.fill(engine, runs=2, large=60, often=600)
             self.url = await engine.serve_dashboard(0)
             runner, self.other_url = await serve_app(looks, "127.0.0.1", 0, None, embedded=False)
-            while not await looks.reader.notices("limit"):
-                await asyncio.sleep(0.02)
+            await until(lambda: looks.reader.notices("limit"))
             began.set()
             await self.over.wait()
             await runner.cleanup()
@@ -80,65 +78,41 @@ def served(tmp_path_factory: Any) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield opened
-        opened.close()
+    with chromium() as started:
+        yield started
 
 
-class Tab:
+class SceneTab(Tab):
     """A page of one of the servers."""
 
-    def __init__(self, served: Served, page: Any, url: str) -> None:
-        self.served, self.page = served, page
+    def __init__(self, served: Served, url: str, page: Any) -> None:
+        super().__init__(page)
+        self.served = served
         self.base = url.partition("#")[0]
-        self.wrong: list[str] = []
-        self.expected: list[str] = []
-        page.on("console", lambda m: m.type in ("error", "warning") and self.wrong.append(m.text))
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
-        page.set_default_timeout(20_000)
         page.goto(url)
         page.wait_for_selector("h1")
 
-    def go(self, place: str, shows: str = "h1") -> None:
+    def go(self, place: str, shows: str = "h1", state: str = "visible") -> None:
         for name, run_id in self.served.ids.items():
             place = place.replace(f"@{name}@", run_id)
         self.page.goto(self.base + place)
-        self.page.wait_for_selector(shows)
-
-    def press(self, name: str, exact: bool = True) -> None:
-        self.page.get_by_role("button", name=name, exact=exact).first.click()
-
-    def query(self) -> dict[str, list[str]]:
-        return parse_qs(urlsplit(self.page.url).fragment.partition("?")[2])
-
-    def errors(self) -> list[str]:
-        texts = self.page.locator("dialog .field-error").all_inner_texts()
-        return [text for text in texts if text]
+        self.page.wait_for_selector(shows, state=state)
 
 
 @pytest.fixture
-def open_tab(served: Served, browser: Any) -> Iterator[Callable[..., Tab]]:
-    contexts, tabs = [], []
+def open_tab(served: Served, browser: Any) -> Iterator[Callable[..., SceneTab]]:
+    with opener(browser) as open_:
 
-    def open_(width: int = 1180, other: bool = False, **options: Any) -> Tab:
-        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        contexts.append(context)
-        tabs.append(Tab(served, context.new_page(), served.other_url if other else served.url))
-        return tabs[-1]
+        def opened(width: int = 1180, other: bool = False, **options: Any) -> Any:
+            url = served.other_url if other else served.url
+            size = {"width": width, "height": 800}
+            return open_(partial(SceneTab, served, url), viewport=size, **options)
 
-    yield open_
-    for context in contexts:
-        context.close()
-    for one in tabs:
-        assert [w for w in one.wrong if not any(e in w for e in one.expected)] == []
+        yield opened
 
 
 @pytest.fixture
-def tab(open_tab: Callable[..., Tab]) -> Tab:
+def tab(open_tab: Callable[..., SceneTab]) -> SceneTab:
     return open_tab()
 
 
@@ -171,25 +145,24 @@ SAYS = {
 
 @pytest.mark.parametrize("other", [False, True], ids=["the engine itself", "only the store"])
 def test_each_page_says_the_same_wherever_it_is_served(
-    open_tab: Callable[..., Tab], other: bool
+    open_tab: Callable[..., SceneTab], other: bool
 ) -> None:
     tab = open_tab(other=other)
     for place, shows in SAYS.items():
-        tab.go(place, shows)
+        tab.go(place, shows, "attached")  # what is folded away may be on the page all the same
         assert tab.page.evaluate("document.querySelectorAll('*').length") <= 2000
         for tag in ("img[src=x]", "main script", "b[onmouseover]"):
             assert tab.page.locator(tag).count() == 0
 
 
-def test_each_page_fits_on_a_phone(open_tab: Callable[..., Tab]) -> None:
+def test_each_page_fits_on_a_phone(open_tab: Callable[..., SceneTab]) -> None:
     tab = open_tab(width=375)
-    for place in SAYS:
-        tab.go(place)
-        tab.page.wait_for_timeout(150)
+    for place, shows in SAYS.items():
+        tab.go(place, shows, "attached")  # what is folded away may be on the page all the same
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= 375, place
 
 
-def test_each_page_can_be_used_by_all(open_tab: Callable[..., Tab]) -> None:
+def test_each_page_can_be_used_by_all(open_tab: Callable[..., SceneTab]) -> None:
     module = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDS)
     tab, axe = open_tab(color_scheme="dark"), module.Axe()
     for place, shows in SAYS.items():
@@ -199,7 +172,7 @@ def test_each_page_can_be_used_by_all(open_tab: Callable[..., Tab]) -> None:
         assert bad == [], place
 
 
-def test_who_holds_what_is_waited_for_is_one_click_away(tab: Tab) -> None:
+def test_who_holds_what_is_waited_for_is_one_click_away(tab: SceneTab) -> None:
     tab.go("#/runs/@index@", ".banner a:has-text('load-1')")
     assert tab.page.locator(".banner a:has-text('load_tables')").count() == 2
     tab.page.locator(".banner a:has-text('load-1')").first.click()
@@ -213,7 +186,7 @@ def test_who_holds_what_is_waited_for_is_one_click_away(tab: Tab) -> None:
     assert "open" not in tab.query()
 
 
-def test_a_dialog_goes_with_its_page(tab: Tab) -> None:
+def test_a_dialog_goes_with_its_page(tab: SceneTab) -> None:
     tab.go("#/runs/@release@", ".banner")
     tab.press("Answer…")
     tab.page.wait_for_selector("dialog")
@@ -221,13 +194,13 @@ def test_a_dialog_goes_with_its_page(tab: Tab) -> None:
     assert tab.page.locator("dialog").count() == 0
 
 
-def test_calls_that_have_not_begun_are_counted_and_can_be_looked_at(tab: Tab) -> None:
+def test_calls_that_have_not_begun_are_counted_and_can_be_looked_at(tab: SceneTab) -> None:
     tab.go("#/runs/@tables@?task=load", "text=5 more have not begun yet.")
     tab.page.wait_for_selector("tr:has-text('0 / 6')")
     tab.page.wait_for_selector(".card:has-text('Progress') [role=progressbar]")
 
 
-def test_artifacts_are_drawn(tab: Tab) -> None:
+def test_artifacts_are_drawn(tab: SceneTab) -> None:
     tab.go("#/runs/@good@/artifacts", "img")
     assert tab.page.evaluate("document.querySelector('main img').naturalWidth") == 240
     tab.page.wait_for_selector(".prose strong:has-text('pages')")
@@ -291,7 +264,7 @@ def test_what_no_engine_has_is_seen_and_so_are_schedules_that_are_late(left: Any
 
 
 def test_a_release_is_answered_by_a_form_with_errors_at_its_fields(
-    tab: Tab, served: Served
+    tab: SceneTab, served: Served
 ) -> None:
     run = served.call(served.engine.submit(scene.release, "3.0"))
     tab.go(f"#/runs/{run.id}", ".banner")
@@ -308,7 +281,7 @@ def test_a_release_is_answered_by_a_form_with_errors_at_its_fields(
 
 
 def test_what_failed_is_tried_again_from_the_page_of_what_needs_attention(
-    tab: Tab, served: Served
+    tab: SceneTab, served: Served
 ) -> None:
     tab.go("#/attention", ".item:has-text('bill')")
     tab.press("Resume bill")
@@ -316,7 +289,7 @@ def test_what_failed_is_tried_again_from_the_page_of_what_needs_attention(
     tab.go("#/runs/@bill@", ".banner:has-text('charge-3')")
 
 
-def test_a_run_is_run_again_with_edited_parameters(tab: Tab) -> None:
+def test_a_run_is_run_again_with_edited_parameters(tab: SceneTab) -> None:
     tab.go("#/runs/@good@", ".node")
     tab.press("Run again…")
     dialog = tab.page.locator("dialog")
@@ -329,7 +302,7 @@ def test_a_run_is_run_again_with_edited_parameters(tab: Tab) -> None:
     tab.page.wait_for_selector("dt:has-text('Made from')")
 
 
-def test_a_run_is_forked_from_one_of_its_task_runs(tab: Tab) -> None:
+def test_a_run_is_forked_from_one_of_its_task_runs(tab: SceneTab) -> None:
     tab.go("#/runs/@good@?task=store", "tr.opened button:has-text('store-')")
     tab.page.locator("tr.opened button:has-text('store-')").click()
     tab.press("Fork from here…")
@@ -340,7 +313,7 @@ def test_a_run_is_forked_from_one_of_its_task_runs(tab: Tab) -> None:
     tab.page.wait_for_selector("dt:has-text('Made from')")
 
 
-def test_runs_are_cancelled_resumed_and_deleted(tab: Tab, served: Served) -> None:
+def test_runs_are_cancelled_resumed_and_deleted(tab: SceneTab, served: Served) -> None:
     run = served.call(served.engine.submit(scene.waits_for_tomorrow))
     tab.go(f"#/runs/{run.id}", ".banner")
     tab.press("Cancel")
@@ -358,12 +331,11 @@ def test_runs_are_cancelled_resumed_and_deleted(tab: Tab, served: Served) -> Non
     tab.go(f"#/runs/{run.id}", "text=There is no such run")
 
 
-def test_all_runs_that_a_filter_finds_are_cancelled(tab: Tab, served: Served) -> None:
+def test_all_runs_that_a_filter_finds_are_cancelled(tab: SceneTab, served: Served) -> None:
     async def begin() -> None:
         """What is cancelled is what was seen: so they have come as far as they will."""
         runs = [await served.engine.submit(scene.waits_for_data) for _ in range(3)]
-        while not all(run.state.is_paused() for run in runs):
-            await asyncio.sleep(0.01)
+        await until(lambda: all(run.state.is_paused() for run in runs))
         await served.engine.written()
 
     served.call(begin())
@@ -376,7 +348,7 @@ def test_all_runs_that_a_filter_finds_are_cancelled(tab: Tab, served: Served) ->
     tab.page.wait_for_selector("tbody .badge[data-state=CANCELLED] >> nth=2")
 
 
-def test_a_deployment_and_a_schedule_are_paused_and_released(tab: Tab) -> None:
+def test_a_deployment_and_a_schedule_are_paused_and_released(tab: SceneTab) -> None:
     tab.go("#/deployments/nightly%20crawl", "tr:has-text('each-night')")
     tab.press("Pause each-night")
     tab.page.wait_for_selector("tr:has-text('each-night') .flag:has-text('Paused')")
@@ -388,7 +360,7 @@ def test_a_deployment_and_a_schedule_are_paused_and_released(tab: Tab) -> None:
     tab.page.wait_for_selector(".page-head .flag", state="detached")
 
 
-def test_limits_and_variables_tell_what_is_wrong_at_the_field(tab: Tab) -> None:
+def test_limits_and_variables_tell_what_is_wrong_at_the_field(tab: SceneTab) -> None:
     tab.go("#/limits", "tr:has-text('warehouse')")
     tab.press("New limit…")
     tab.page.get_by_label("Limit", exact=False).last.fill("many")
@@ -406,7 +378,7 @@ def test_limits_and_variables_tell_what_is_wrong_at_the_field(tab: Tab) -> None:
     tab.page.wait_for_selector("code:has-text('eu-east')")
 
 
-def test_with_keys_alone_a_run_is_found_opened_and_cancelled(tab: Tab, served: Served) -> None:
+def test_with_keys_alone_a_run_is_found_opened_and_cancelled(tab: SceneTab, served: Served) -> None:
     run = served.call(served.engine.submit(scene.waits_for_tomorrow, run_name="by keys"))
     page = tab.page
     page.keyboard.press("g")
