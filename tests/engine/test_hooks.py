@@ -207,17 +207,17 @@ async def test_a_plain_hook_that_hangs_is_left_in_its_thread(
 ) -> None:
     end = threading.Event()
 
-    def hangs(*_: Any) -> None:
+    def holds(*_: Any) -> None:
         end.wait(60)
 
-    @flow(on_completion=hangs)
+    @flow(on_completion=holds)
     async def main() -> int:
         return 5
 
     async with Engine(MemoryStore(), hook_timeout_seconds=0.01) as engine:
         assert await engine.run(main) == 5
         end.set()
-    assert "the hook hangs took longer than 0.01 s" in caplog.text
+    assert "the hook holds took longer than 0.01 s" in caplog.text
 
 
 async def test_without_a_limit_a_hook_takes_its_time() -> None:

@@ -320,7 +320,10 @@ async def test_an_error_that_cannot_be_told_ends_its_span(traced: Traced) -> Non
     assert traced.one("flow fails").status.status_code is StatusCode.ERROR
 
 
-async def test_a_cancelled_run_has_no_error(traced: Traced) -> None:
+@pytest.mark.parametrize("how", ["Cancelled", "Interrupted"])
+async def test_a_run_that_is_cut_off_has_no_error_and_leaves_no_span_open(
+    traced: Traced, how: str
+) -> None:
     began = asyncio.Event()
 
     @task
@@ -329,16 +332,21 @@ async def test_a_cancelled_run_has_no_error(traced: Traced) -> None:
         await asyncio.sleep(3600)
 
     @flow
-    async def stopped() -> None:
+    async def cut_off() -> None:
         await long()
 
     async with Engine(MemoryStore(), tracing=traced.provider) as engine:
-        run = await engine.submit(stopped)
+        run = await engine.submit(cut_off)
         await began.wait()
-        await run.cancel()
-        await run.wait()
-    assert [s.status.status_code for s in traced.spans()] == [StatusCode.UNSET] * 3
-    assert {(s.attributes or {})["asyncflow.state"] for s in traced.spans()} == {"Cancelled"}
+        if how == "Cancelled":
+            await run.cancel()
+            await run.wait()
+    spans = traced.spans()
+    assert sorted(s.name for s in spans) == ["attempt long", "flow cut_off", "task long"]
+    assert {s.status.status_code for s in spans} == {StatusCode.UNSET}
+    assert (traced.one("flow").attributes or {})["asyncflow.state"] == how
+    if how == "Cancelled":
+        assert {(s.attributes or {})["asyncflow.state"] for s in spans} == {how}
 
 
 async def test_another_life_of_a_run_is_linked_to_the_one_before(
@@ -405,30 +413,6 @@ async def test_a_fork_is_linked_to_what_it_was_made_of(traced: Traced) -> None:
         await (await engine.fork(run.id, "double"))
     first, second = traced.spans("flow original")
     assert [link.context.span_id for link in second.links] == [first.context.span_id]
-
-
-async def test_an_interrupted_run_leaves_no_span_open(traced: Traced) -> None:
-    began = asyncio.Event()
-
-    @task
-    async def long() -> None:
-        began.set()
-        await asyncio.sleep(3600)
-
-    @flow
-    async def interrupted() -> None:
-        await long()
-
-    async with Engine(MemoryStore(), tracing=traced.provider) as engine:
-        await engine.submit(interrupted)
-        await began.wait()
-    assert {s.name for s in traced.spans()} == {
-        "flow interrupted",
-        "task long",
-        "attempt long",
-    }
-    assert (traced.one("flow").attributes or {})["asyncflow.state"] == "Interrupted"
-    assert traced.one("flow").status.status_code is StatusCode.UNSET
 
 
 @pytest.mark.parametrize("at", ["sampling", "start", "end"])
