@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from browser.tabs import CHROMIUM, NEEDS, chromium
 
 from asyncflow import (
     Automation,
@@ -26,9 +26,8 @@ from asyncflow import (
     task,
 )
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
+pytest.importorskip("playwright.sync_api", reason=NEEDS)
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
@@ -105,10 +104,7 @@ def served() -> Iterator[tuple[str, dict[str, str]]]:
 @pytest.fixture
 def page(served: Any) -> Iterator[Any]:
     wrong: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium() as browser:
         page = browser.new_page()
         page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -117,7 +113,6 @@ def page(served: Any) -> Iterator[Any]:
         page.wait_for_selector("text=Runs over time")
         page.wait_for_selector("[data-live=live]")
         yield page
-        browser.close()
     assert wrong == []
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser.tabs import CHROMIUM, NEEDS, chromium
 
 from asyncflow import Engine, create_markdown_artifact, flow, get_run_logger, sleep, task
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytest.importorskip("playwright.sync_api", reason=NEEDS)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"</script>"
@@ -74,10 +73,7 @@ class Service:
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[tuple[Any, Service, list[str]]]:
     wrong: list[str] = []
-    with Service(tmp_path / "state.db") as service, playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with Service(tmp_path / "state.db") as service, chromium() as browser:
         tab = browser.new_page()
         tab.set_default_timeout(30_000)
         tab.on("console", lambda m: m.type in ("error", "warning") and wrong.append(m.text))
@@ -86,7 +82,6 @@ def page(tmp_path: Path) -> Iterator[tuple[Any, Service, list[str]]]:
         tab.goto(service.url)
         tab.wait_for_selector("text=Runs over time")
         yield tab, service, wrong
-        browser.close()
     assert wrong == []
 
 
