@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from contract.test_store import below, create, engine_row, log_row, one_of_each, task_row
+from patience import until
 
 import asyncflow
 from asyncflow.errors import ResultUnreadable, StoreError
@@ -305,8 +306,7 @@ async def test_a_question_given_up_while_the_connection_opens_leaves_nothing_ope
     run = create(store, "run")
     reader = store.reader()
     asking = asyncio.ensure_future(reader.find_run("run"))
-    while not reading_threads():
-        await asyncio.sleep(0)
+    await until(reading_threads, pause=0)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking

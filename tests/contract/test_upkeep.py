@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from patience import until
 
 from asyncflow import (
     INPUTS,
@@ -150,11 +151,11 @@ def test_two_that_open_a_former_schema_at_once_migrate_it_once(path: Path) -> No
 
 def test_a_migration_cut_off_at_any_statement_leaves_the_old_schema(path: Path) -> None:
     statements = list(migration(MIGRATIONS[1]))
-    for until in range(len(statements) + 1):
+    for cut in range(len(statements) + 1):
         shutil.copy(DATABASES / "schema-1.db", path)
         db = sqlite3.connect(path, isolation_level=None)
         db.execute("BEGIN IMMEDIATE")
-        for statement in statements[:until]:
+        for statement in statements[:cut]:
             db.execute(statement)
         db.close()  # as when its process dies: nothing is committed
         with sqlite3.connect(path) as db:
@@ -215,8 +216,7 @@ async def test_runs_that_have_not_ended_are_never_removed(store: Store) -> None:
     clock = Clock()
     async with Engine(store, clock=clock) as engine:
         run_ = await engine.submit(fails)
-        while not run_.state.is_running():
-            await asyncio.sleep(0)
+        await until(lambda: run_.state.is_running(), pause=0)
     clock.at += 365 * DAY
     async with Engine(store, clock=clock) as engine:
         assert await engine.retention.once() == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import until
 
 from asyncflow import Engine, MemoryStore, SqliteStore, StoreError, flow, task
 from asyncflow.executor import TURN
@@ -52,9 +53,7 @@ async def _turns(count: int) -> None:
 
 async def _held(asked: list[bool]) -> None:
     """Until a worker has been told that the journal is behind."""
-    async with asyncio.timeout(30):
-        while not any(asked):
-            await asyncio.sleep(0)
+    await until(lambda: any(asked), pause=0)
 
 
 @pytest.fixture

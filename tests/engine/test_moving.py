@@ -14,6 +14,7 @@ from typing import Any
 
 import pydantic
 import pytest
+from patience import until
 
 from asyncflow import (
     Engine,
@@ -165,8 +166,7 @@ async def test_an_interrupted_run_goes_on_only_when_it_is_asked_for(
 
     async with Engine(store) as engine:
         run = await engine.submit(main)
-        while not await engine.task_runs(run.id, state="completed"):
-            await asyncio.sleep(0)
+        await until(lambda: engine.task_runs(run.id, state="completed"))
         await engine.export(run.id, file)  # of a run that is under way
         gate.set()
         at, _ = await run
@@ -215,8 +215,11 @@ async def test_an_imported_run_can_be_cancelled_deleted_and_forked(
 
     async with Engine(MemoryStore()) as engine:
         run = await engine.submit(main)
-        while not await engine.task_runs(run.id) and not await engine.runs(parent_id=run.id):
-            await asyncio.sleep(0)
+
+        async def is_inside() -> bool:
+            return bool(await engine.task_runs(run.id) or await engine.runs(parent_id=run.id))
+
+        await until(is_inside)
         await engine.export(run.id, file)
     gate.set()
     async with Engine(there) as engine:
@@ -238,8 +241,7 @@ async def test_an_event_that_came_before_is_there_and_one_that_was_taken_is_not_
     async with Engine(store) as engine:
         run = await engine.submit(main)
         await engine.send_event("go", 1, run.id)
-        while not await engine.writer.do(lambda: engine.store.marks(1)):
-            await asyncio.sleep(0)
+        await until(lambda: engine.writer.do(lambda: engine.store.marks(1)))
         await engine.send_event("go", 2)
         await asyncio.sleep(0)
         await engine.export(run.id, file)

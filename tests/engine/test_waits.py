@@ -8,6 +8,7 @@ from typing import Any
 
 import pydantic
 import pytest
+from patience import until
 
 from asyncflow import (
     AlreadyAnswered,
@@ -55,16 +56,16 @@ class Approval(pydantic.BaseModel):
 
 async def reaches(run: Any, *types: StateType) -> None:
     """Wait until a run is in one of these states."""
-    async with asyncio.timeout(5):
-        while run.state.type not in types:
-            await asyncio.sleep(0)
+    await until(lambda: run.state.type in types, pause=0)
 
 
 async def row_reaches(engine: Engine, run_id: str, name: str) -> None:
     """Wait until a run is stored with a state of this name."""
-    async with asyncio.timeout(5):
-        while (await engine.get_run(run_id)).state.name != name:
-            await asyncio.sleep(0)
+
+    async def there() -> bool:
+        return (await engine.get_run(run_id)).state.name == name
+
+    await until(there, pause=0)
 
 
 @task
@@ -192,9 +193,12 @@ async def test_a_run_that_only_waits_leaves_memory_and_is_replayed(store: Store)
 
     async with Engine(store, suspend_after_seconds=0.0) as engine:
         run = await engine.submit(main)
-        async with asyncio.timeout(5):
-            while run._run is None or run._run.extra.asleep is None or run._run.body is not None:
-                await asyncio.sleep(0)
+
+        def asleep() -> bool:
+            known = run._run
+            return known is not None and known.extra.asleep is not None and known.body is None
+
+        await until(asleep, pause=0)
         assert run.state.name == "Suspended"
         await engine.send_event("go", "second", run.id)
         assert await run == ["first", "second"]
@@ -295,9 +299,7 @@ async def test_waits_that_were_answered_are_not_waited_for_again(store: Store) -
         run = await engine.submit(main)
         await engine.send_event("first", 1, run.id)
         await row_reaches(engine, run.id, "Suspended")
-        async with asyncio.timeout(5):
-            while NOTES != ["between"]:
-                await asyncio.sleep(0)
+        await until(lambda: NOTES == ["between"], pause=0)
     async with Engine(store) as engine:
         await engine.send_event("second", 2, run.id)
         (again,) = await engine.recover()
